@@ -1,0 +1,28 @@
+"""Pairs, log densities and posteriors: what everything else stands on."""
+
+from ppl_gen.core.check import CheckReport, check
+from ppl_gen.core.errors import LoadError, NonFiniteLossError, SiteError
+from ppl_gen.core.fit import fit
+from ppl_gen.core.log_density import LogDensity
+from ppl_gen.core.method import Guide, GuideDraws, Method, Problem, Result
+from ppl_gen.core.pair import Pair
+from ppl_gen.core.posterior import Posterior
+from ppl_gen.core.store import load
+
+__all__ = [
+    "CheckReport",
+    "Guide",
+    "GuideDraws",
+    "LoadError",
+    "LogDensity",
+    "Method",
+    "NonFiniteLossError",
+    "Pair",
+    "Posterior",
+    "Problem",
+    "Result",
+    "SiteError",
+    "check",
+    "fit",
+    "load",
+]

@@ -1,0 +1,366 @@
+"""Looking at a pair before any fitting, and saying in plain words what is wrong with it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from torch import nn
+from torch.distributions import constraints
+
+from ppl_gen.core.arguments import bind, check_captured, lengths
+from ppl_gen.core.errors import SiteError
+from ppl_gen.core.minibatch import MiniBatches, split
+from ppl_gen.core.pair import as_pair, guide_of, prepare, signature
+from ppl_gen.core.params import AnswerParams
+from ppl_gen.core.replay import Replay
+from ppl_gen.core.scope import isolated
+from ppl_gen.core.structure import Site, StartValues, kind_of, trace_sites
+
+__all__ = ["CheckReport", "check", "guide_problems"]
+
+# Enough rows to see every site and to cut into a full and a short batch.
+_ROWS = 65
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `check` found.
+
+    Args:
+        problems: What has to be mended before a fit, one sentence or two each.
+        sites: The model's sites, one line each.
+    """
+
+    problems: tuple[str, ...]
+    sites: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        """Return the report as text."""
+        lines = ["The model's sites:", *(f"  {site}" for site in self.sites)]
+        if self.ok:
+            return "\n".join([*lines, "Nothing is wrong with this pair on this data."])
+        lines.append(f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}:")
+        return "\n".join([*lines, *(f"  {i}. {p}" for i, p in enumerate(self.problems, 1))])
+
+
+def check(pair: Any, data: Mapping[str, Any], *, seed: int = 0) -> CheckReport:
+    """Run a pair once and report what is wrong with it.
+
+    Looked at are the data's names and values; the model's run; latents that the guide misses or
+    adds, their shapes, plates and supports; values of another dtype or device; log densities that
+    are not finite; parameters that get no gradient; and whether mini-batches add up to the whole.
+
+    Args:
+        pair: A pair, a Pyro model, or a tuple (model, guide).
+        data: Data by the names of the model's arguments. Of long data the first rows are used.
+        seed: Seed of the draws that it looks at.
+
+    Returns:
+        The report; `report.ok` says whether nothing is wrong.
+
+    Example:
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> def guide(y):
+        ...     pyro.sample("men", dist.Normal(0.0, 1.0))
+        >>> print(check((model, guide), {"y": torch.zeros(3)}).problems[0])
+        site 'mean': expected to be sampled in the guide, got no such site. Add it to the guide.
+    """
+    try:
+        pair = copy.deepcopy(as_pair(pair))
+        bound = bind(pair, data)
+    except (ValueError, TypeError) as error:
+        return CheckReport((str(error),), ())
+    with isolated(seed):
+        problems: list[str] = []
+        sites: dict[str, Site] = {}
+        try:
+            few = _few_rows(pair, bound)
+            # The whole of small data is one mini-batch, with all of its rows.
+            sites = trace_sites(pair, few)
+        except ValueError as error:
+            return CheckReport((str(error),), ())
+        problems += _value_problems(pair, sites)
+        problems += _density_problems(pair, few)
+        if guide_of(pair) is not None:
+            try:
+                problems += [str(e) for e in guide_problems(pair, few, sites)]
+            except ValueError as error:
+                problems.append(str(error))
+            if not problems:
+                problems += _gradient_problems(pair, few)
+        if not problems:
+            problems += _minibatch_problems(pair, few)
+    return CheckReport(tuple(problems), tuple(_line(site) for site in sites.values()))
+
+
+def guide_problems(
+    pair: nn.Module, data: Mapping[str, Any], model_sites: Mapping[str, Site]
+) -> Iterator[SiteError]:
+    """Yield an error for each latent site that model and guide disagree on.
+
+    Args:
+        pair: A pair with a guide.
+        data: The data, prepared.
+        model_sites: The model's sites on that data.
+    """
+    if list(signature(pair, "guide").parameters) != list(signature(pair).parameters):
+        yield SiteError(
+            "guide",
+            expected=f"the model's arguments ({', '.join(signature(pair).parameters)})",
+            got=f"({', '.join(signature(pair, 'guide').parameters)})",
+            remedy="Give model and guide the same arguments.",
+        )
+        return
+    guide_sites = trace_sites(pair, data, "guide")
+    for name, site in model_sites.items():
+        # Discrete latents that the guide leaves out are summed out.
+        if site.kind == "latent" and name not in guide_sites:
+            yield SiteError(
+                name,
+                expected="to be sampled in the guide",
+                got="no such site",
+                remedy="Add it to the guide.",
+            )
+    for name, site in guide_sites.items():
+        if site.kind not in ("latent", "discrete"):
+            continue
+        if name not in model_sites or model_sites[name].kind not in ("latent", "discrete"):
+            yield SiteError(
+                name,
+                expected="only latent sites of the model in the guide",
+                got="a site that the model has not" if name not in model_sites
+                else f"a site that is {model_sites[name].kind} in the model",
+                remedy="Remove it from the guide, or sample it in the model under the same name.",
+            )
+            continue
+        yield from _disagreement(model_sites[name], site)
+
+
+def _disagreement(model: Site, guide: Site) -> Iterator[SiteError]:
+    if model.shape != guide.shape:
+        yield SiteError(
+            model.name,
+            expected=f"shape {model.shape} in the guide, as in the model",
+            got=f"shape {guide.shape}",
+            remedy="Check .to_event(...), the plate around it and the shapes of its parameters.",
+        )
+    elif model.event_dim != guide.event_dim:
+        yield SiteError(
+            model.name,
+            expected=f"{model.event_dim} event axes in the guide, as in the model",
+            got=f"{guide.event_dim}",
+            remedy="Add .to_event(...) to the one that lacks it.",
+        )
+    elif {p.name for p in model.plates} != {p.name for p in guide.plates}:
+        yield SiteError(
+            model.name,
+            expected=f"the plates {[p.name for p in model.plates]} in the guide, as in the model",
+            got=f"{[p.name for p in guide.plates]}",
+            remedy="Use the same plates, by the same names, around it.",
+        )
+    elif guide.distribution != "Delta" and _support(model) != _support(guide):
+        yield SiteError(
+            model.name,
+            expected=f"the model's support {_support(model)} in the guide",
+            got=f"{_support(guide)} ({guide.distribution})",
+            remedy="Use a distribution on the same support, such as a transformed Normal.",
+        )
+
+
+def _support(site: Site) -> str:
+    """Return a support's name, alike for open and closed bounds and for event axes."""
+    support = site.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    name = str(support).replace("Eq(", "(").replace("HalfOpenInterval(", "Interval(")
+    known = {
+        constraints.unit_interval: "Interval(lower_bound=0.0, upper_bound=1.0)",
+        constraints.real_vector: str(constraints.real),
+    }
+    return known.get(support, name)
+
+
+def _few_rows(pair: nn.Module, data: Mapping[str, Any]) -> dict[str, Any]:
+    longest = max(lengths(data).values(), default=0)
+    if longest > _ROWS:
+        few = {n: v[:_ROWS] if n in lengths(data) and len(v) == longest else v for n, v in data.items()}
+        try:
+            trace_sites(pair, prepare(pair, few))
+        except ValueError:
+            pass
+        else:
+            return prepare(pair, few)
+    return prepare(pair, data)
+
+
+def _line(site: Site) -> str:
+    plates = f" in {', '.join(plate.name for plate in site.plates)}" if site.plates else ""
+    return f"{site.name}: {site.kind} {site.distribution}, shape {site.shape}{plates}"
+
+
+def _value_problems(pair: nn.Module, sites: Mapping[str, Site]) -> Iterator[str]:
+    if not any(site.kind in ("latent", "discrete") for site in sites.values()):
+        yield "the model has no latent site: there is nothing to infer."
+    if not any(site.kind in ("observed", "factor") for site in sites.values()):
+        yield "the model observes nothing: pass data to obs= of a sample statement."
+    parameter = next(iter(pair.parameters()), None)
+    dtype = torch.get_default_dtype() if parameter is None else parameter.dtype
+    device = torch.device("cpu") if parameter is None else parameter.device
+    try:
+        check_captured(pair, dtype, device)
+    except SiteError as error:
+        yield str(error)
+    for site in sites.values():
+        if site.value.device != device:
+            yield str(
+                SiteError(
+                    site.name,
+                    expected=f"a value on {device}, where the pair's parameters are",
+                    got=f"one on {site.value.device}",
+                    remedy="Move data and pair to one device.",
+                )
+            )
+
+
+class _Terms(Messenger):
+    """Keeps each site's scaled log density, and those of the observed sites of a plate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_site: dict[str, torch.Tensor] = {}
+        self.values: dict[str, torch.Tensor] = {}
+        self.kinds: dict[str, str] = {}
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        kind = kind_of(msg)
+        if kind in ("subsample", "deterministic"):
+            return
+        log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+        self.by_site[msg["name"]] = scale_and_mask(log_prob, msg["scale"], msg["mask"])
+        self.values[msg["name"]] = msg["value"]
+        self.kinds[msg["name"]] = kind
+
+
+def _density_problems(pair: nn.Module, data: Mapping[str, Any]) -> Iterator[str]:
+    terms = _Terms()
+    with torch.no_grad(), AnswerParams(pair), terms, StartValues():
+        try:
+            pair.model(**data)
+        except (ValueError, RuntimeError) as error:
+            yield f"the log density cannot be computed at a draw from the prior: {error}"
+            return
+    for name, term in terms.by_site.items():
+        if not bool(torch.isfinite(term).all()):
+            yield str(
+                SiteError(
+                    name,
+                    expected="a finite log density at a draw from the prior",
+                    got=f"{int((~torch.isfinite(term)).sum())} of {term.numel()} terms not finite",
+                    remedy="Check that the data lie in the distribution's support, and its scale.",
+                )
+            )
+
+
+def _gradient_problems(pair: nn.Module, data: Mapping[str, Any]) -> Iterator[str]:
+    from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+
+    discrete = any(site.kind == "discrete" for site in trace_sites(pair, data).values())
+    objective = TraceEnum_ELBO() if discrete else Trace_ELBO()
+    pair.zero_grad()
+    with AnswerParams(pair):
+        model, guide = _callables(pair, discrete)
+        objective.differentiable_loss(model, guide, **data).backward()
+    for name, parameter in pair.named_parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            yield str(
+                SiteError(
+                    name,
+                    expected="a parameter that the objective depends on",
+                    got="no gradient",
+                    remedy="Use it in model or guide, or set requires_grad to False.",
+                )
+            )
+
+
+def _callables(pair: nn.Module, discrete: bool) -> tuple[Any, Any]:
+    from pyro.infer import config_enumerate
+
+    return (config_enumerate(pair.model) if discrete else pair.model), pair.guide
+
+
+def _minibatch_problems(pair: nn.Module, data: Mapping[str, Any]) -> Iterator[str]:
+    """Compare the log likelihood of all rows with the mean over an epoch of scaled mini-batches."""
+    longest = max(lengths(data).values(), default=0)
+    if longest < 3:
+        return
+    try:
+        batches = split(pair, data, 2 * longest // 3)
+    except ValueError:
+        return  # a model that cannot be cut into mini-batches is fitted on all of its data
+    try:
+        whole, sites = _observed_terms(pair, data, {}, ())
+        total = 0.0
+        for index in torch.arange(batches.length).split(batches.batch_size):
+            rows = {
+                name: _rows_of(value, sites[name], batches, index) for name, value in whole.values.items()
+            }
+            part, _ = _observed_terms(pair, batches.rows(index), rows, (batches.scale,))
+            total += _total(part) / batches.num_batches
+    except (ValueError, RuntimeError) as error:
+        yield f"the model runs on all rows, but not on a mini-batch: {error}"
+        return
+    expected = _total(whole)
+    if abs(total - expected) > 1e-3 * max(1.0, abs(expected)):
+        outside = [
+            name
+            for name, site in sites.items()
+            if site.kind == "observed" and not site.inside(batches.plate)
+        ]
+        where = f" {', '.join(outside)} is outside the plate." if outside else ""
+        yield (
+            f"mini-batches are scaled wrongly: over an epoch the log likelihood comes to {total:.6g} "
+            f"instead of {expected:.6g}.{where} Put every observed row inside plate "
+            f"'{batches.plate}', and let the plate alone do the scaling."
+        )
+
+
+def _observed_terms(
+    pair: nn.Module,
+    data: Mapping[str, Any],
+    values: Mapping[str, torch.Tensor],
+    handlers: tuple[Messenger, ...],
+) -> tuple[_Terms, dict[str, Site]]:
+    terms = _Terms()
+    sites = trace_sites(pair, data, "model", *handlers, terms, Replay(values))
+    return terms, sites
+
+
+def _total(terms: _Terms) -> float:
+    return sum(
+        float(term.sum()) for name, term in terms.by_site.items() if terms.kinds[name] == "observed"
+    )
+
+
+def _rows_of(
+    value: torch.Tensor, site: Site, batches: MiniBatches, index: torch.Tensor
+) -> torch.Tensor:
+    for axis, name in enumerate(site.dims):
+        if name == batches.plate:
+            return value.index_select(axis, index)
+    return value

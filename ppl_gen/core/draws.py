@@ -1,0 +1,57 @@
+"""Running a function over many draws: all at once where PyTorch can, one by one where not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+__all__ = ["map_draws"]
+
+_CHUNK_BYTES = 64 * 2**20
+
+Values = Mapping[str, torch.Tensor]
+
+
+def map_draws(
+    function: Callable[[Values], Values], draws: Values, *, num_draws: int | None = None, bytes_per_draw: int = 0
+) -> dict[str, torch.Tensor]:
+    """Apply a function to every draw and stack what it returns.
+
+    `torch.func.vmap` runs the draws together; where a model cannot be batched that way (a branch
+    on a value, an operator without a rule), they run one after the other, with the same result.
+
+    Args:
+        function: From the values of one draw by name to tensors by name. It may be random.
+        draws: Values by name, each with a leading axis of draws; may be empty.
+        num_draws: The number of draws, needed only where `draws` is empty.
+        bytes_per_draw: Memory that one call needs besides what it returns, such as the data's.
+
+    Returns:
+        What the function returns, by name, each with the leading axis of draws, on the CPU.
+    """
+    if num_draws is None:
+        num_draws = len(next(iter(draws.values())))
+    first = function({name: value[0] for name, value in draws.items()})
+    if not first:
+        return {}
+    size = sum(value.numel() * value.element_size() for value in first.values())
+    chunk = max(1, min(num_draws, _CHUNK_BYTES // max(size, bytes_per_draw, 1)))
+    dummy = torch.zeros(num_draws)  # vmap wants a batched argument even where nothing is drawn
+
+    def one(values: Values, _: torch.Tensor) -> Values:
+        return dict(function(values))
+
+    batched = torch.func.vmap(one, randomness="different")
+    chunks: list[Values] = []
+    try:
+        for start in range(0, num_draws, chunk):
+            part = slice(start, start + chunk)
+            result = batched({name: value[part] for name, value in draws.items()}, dummy[part])
+            chunks.append({name: value.cpu() for name, value in result.items()})
+    except (RuntimeError, ValueError, NotImplementedError):
+        chunks = []
+        for i in range(num_draws):
+            values = function({name: value[i] for name, value in draws.items()})
+            chunks.append({name: value.unsqueeze(0).cpu() for name, value in values.items()})
+    return {name: torch.cat([part[name] for part in chunks]) for name in first}

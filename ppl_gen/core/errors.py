@@ -1,0 +1,89 @@
+"""Errors that name the site, say what was expected and what was got, and give the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ppl_gen.core.posterior import Posterior
+
+__all__ = ["LoadError", "NonFiniteLossError", "SiteError", "did_you_mean", "unknown"]
+
+
+class SiteError(ValueError):
+    """Something is wrong with one site, argument or parameter of a pair.
+
+    Args:
+        site: Name of the site, argument or parameter.
+        expected: What would have been right.
+        got: What was found.
+        remedy: What to do about it.
+
+    Example:
+        >>> print(SiteError("z", expected="shape (3,)", got="shape (4,)", remedy="Give 3 values."))
+        site 'z': expected shape (3,), got shape (4,). Give 3 values.
+    """
+
+    def __init__(self, site: str, *, expected: str, got: str, remedy: str) -> None:
+        super().__init__(f"site '{site}': expected {expected}, got {got}. {remedy}")
+        self.site = site
+        self.expected = expected
+        self.got = got
+        self.remedy = remedy
+
+
+class LoadError(ValueError):
+    """A saved posterior cannot be read: truncated, changed, or of another version."""
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The objective of a fit became NaN or infinite, and the fit was stopped.
+
+    Args:
+        message: Names the batch and the parameter or site.
+        posterior: The posterior of the last good state, or None where there is none.
+    """
+
+    def __init__(self, message: str, posterior: Posterior | None = None) -> None:
+        super().__init__(message)
+        self.posterior = posterior
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+    """Return a hint with the names nearest to a wrong one, or an empty string.
+
+    Args:
+        name: The name that was given.
+        options: The names that exist.
+
+    Returns:
+        `" Did you mean 'nuts'?"`, or `""` where nothing is near.
+
+    Example:
+        >>> did_you_mean("nutz", ["nuts", "hmc"])
+        " Did you mean 'nuts'?"
+    """
+    near = difflib.get_close_matches(name, list(options), n=2, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(match) for match in near)}?" if near else ""
+
+
+def unknown(what: str, name: object, options: Iterable[str]) -> ValueError:
+    """Return the error for a name that is not among the options.
+
+    Args:
+        what: What the name stands for, such as "guide".
+        name: The name that was given.
+        options: The names that exist.
+
+    Returns:
+        The error, to be raised by the caller.
+
+    Example:
+        >>> print(unknown("guide", "meanfield", ["mean_field", "full_rank"]))
+        unknown guide 'meanfield': expected one of mean_field, full_rank. Did you mean 'mean_field'?
+    """
+    options = list(options)
+    hint = did_you_mean(str(name), options)
+    return ValueError(f"unknown {what} {name!r}: expected one of {', '.join(options)}.{hint}")

@@ -1,0 +1,460 @@
+"""A model and its data as one log density over a flat, unconstrained vector."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.infer import config_enumerate
+from pyro.ops import packed
+from pyro.ops.contract import contract_tensor_tree
+from pyro.poutine.messenger import Messenger
+from torch import nn
+from torch.distributions import biject_to, constraints
+
+from ppl_gen.core.arguments import bind, check_captured, move
+from ppl_gen.core.draws import map_draws
+from ppl_gen.core.errors import SiteError
+from ppl_gen.core.pair import as_pair, cast, prepare
+from ppl_gen.core.params import AnswerParams
+from ppl_gen.core.scope import default_dtype, unchecked
+from ppl_gen.core.structure import Site, kind_of, trace_sites
+
+__all__ = ["Block", "LogDensity", "enumeration_dim", "log_joint"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """The place of one latent site in the flat vector.
+
+    Args:
+        site: The site.
+        shape: Shape of its unconstrained value.
+        start: First element in the vector.
+        bijection: From the unconstrained value to the site's support, or None where the support
+            depends on other latents and the bijection is made anew at the site.
+    """
+
+    site: Site
+    shape: tuple[int, ...]
+    start: int
+    bijection: Any | None
+
+    @property
+    def stop(self) -> int:
+        """One past the last element in the vector."""
+        return self.start + math.prod(self.shape)
+
+    def read(self, vector: torch.Tensor) -> torch.Tensor:
+        """Return the site's part of a vector, (*batch, dim) to (*batch, *shape)."""
+        return vector[..., self.start : self.stop].reshape(vector.shape[:-1] + self.shape)
+
+
+class LogDensity:
+    """The unnormalised log posterior density of a pair on data, over unconstrained vectors.
+
+    Each continuous latent site has a block of the vector, mapped to the site's support by
+    `torch.distributions.biject_to`, whose log-Jacobian is part of the density. Discrete latent
+    sites are summed out exactly. The pair's parameters are constants.
+
+    Args:
+        pair: The pair, or a Pyro function; a copy of it is cast and used.
+        data: The data by the names of the model's arguments.
+        dtype: What it computes in.
+        device: Where it computes.
+
+    Raises:
+        SiteError: If a support has no bijection, or a tensor of another dtype takes part.
+        ValueError: If the model has no continuous latent site or subsamples its data.
+
+    Example:
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> def model():
+        ...     pyro.sample("scale", dist.Exponential(1.0))
+        >>> density = LogDensity(model, {})
+        >>> density.dim
+        1
+        >>> float(density.log_prob(torch.tensor([0.0])))  # scale = 1, log-Jacobian 0
+        -1.0
+    """
+
+    def __init__(
+        self,
+        pair: Any,
+        data: Mapping[str, Any],
+        *,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.pair = cast(copy.deepcopy(as_pair(pair)), dtype, self.device)
+        check_captured(self.pair, dtype, self.device)
+        self.data = move(bind(self.pair, data), dtype, self.device)
+        with default_dtype(dtype), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.data = prepare(self.pair, self.data)
+            self.model_sites = trace_sites(self.pair, self.data)
+            self.blocks = self._lay_out()
+        self.dim = max((block.stop for block in self.blocks.values()), default=0)
+        if self.dim == 0:
+            msg = "the model has no continuous latent site: there is nothing to infer."
+            raise ValueError(msg)
+        self._enumerated_below = enumeration_dim(self.model_sites)
+        self._batchable: bool | None = None  # not known yet
+
+    @property
+    def sites(self) -> dict[str, Site]:
+        """The continuous latent sites by name, in the order of the vector."""
+        return {name: block.site for name, block in self.blocks.items()}
+
+    def log_prob(
+        self,
+        vector: torch.Tensor,
+        data: Mapping[str, Any] | None = None,
+        handlers: tuple[Messenger, ...] = (),
+    ) -> torch.Tensor:
+        """Return the log joint density with the log-Jacobian of the vector's bijections.
+
+        Args:
+            vector: Unconstrained vectors, (dim,) or (n, dim).
+            data: Data in place of the density's own, such as a mini-batch; moved and cast already.
+            handlers: Pyro messengers to run the model under.
+
+        Returns:
+            A tensor of shape () or (n,), differentiable in the vectors.
+        """
+        data = self.data if data is None else data
+        if vector.ndim == 1:
+            return self._log_prob(vector, data, handlers)
+        if self._batchable is not False:
+            try:
+                batched = torch.func.vmap(lambda one: self._log_prob(one, data, handlers))(vector)
+            except (RuntimeError, ValueError, NotImplementedError):
+                self._batchable = False
+            else:
+                if self._batchable is None:
+                    alone = self._log_prob(vector[-1], data, handlers)
+                    # A model that reads a number out of a tensor can be batched wrongly, silently.
+                    self._batchable = bool(
+                        torch.allclose(alone, batched[-1], rtol=1e-4, equal_nan=True)
+                    )
+                if self._batchable:
+                    return batched
+        return torch.stack([self._log_prob(one, data, handlers) for one in vector])
+
+    def _log_prob(
+        self, vector: torch.Tensor, data: Mapping[str, Any], handlers: tuple[Messenger, ...]
+    ) -> torch.Tensor:
+        substitute = _Substitute(self.blocks, vector)
+        with default_dtype(self.dtype), unchecked(), AnswerParams(self.pair), _all(handlers):
+            value = log_joint(self.pair.model, data, substitute, self._enumerated_below)
+        return value + substitute.log_jacobian
+
+    def log_prob_by_site(self, vector: torch.Tensor) -> dict[str, float]:
+        """Return each site's own term of the log joint density, to find one that is not finite.
+
+        Args:
+            vector: An unconstrained vector, (dim,).
+        """
+        substitute, terms = _Substitute(self.blocks, vector), _Sum()
+        with torch.no_grad(), default_dtype(self.dtype), unchecked(), AnswerParams(self.pair):
+            with terms, substitute:
+                self.pair.model(**self.data)
+        return {name: float(term.sum()) for name, term in terms.by_site.items()}
+
+    def constrain(self, vectors: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the latent sites' values of unconstrained vectors.
+
+        Args:
+            vectors: Unconstrained vectors, (*batch, dim).
+
+        Returns:
+            Values by site, (*batch, *site), each inside the site's support.
+        """
+        if all(block.bijection is not None for block in self.blocks.values()):
+            return {
+                name: block.bijection(block.read(vectors))  # type: ignore[misc]
+                for name, block in self.blocks.items()
+            }
+        flat = vectors.reshape(-1, self.dim)
+        values = map_draws(lambda draw: self._run(draw["vector"]), {"vector": flat})
+        return {
+            name: value.reshape(vectors.shape[:-1] + value.shape[1:]).to(vectors.device)
+            for name, value in values.items()
+        }
+
+    def unconstrain(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the unconstrained vector of the latent sites' values.
+
+        Args:
+            values: Values by site, (*batch, *site).
+
+        Returns:
+            The vectors, (*batch, dim).
+
+        Raises:
+            SiteError: If a site is missing or has another shape.
+        """
+        batch: torch.Size | None = None
+        for name, block in self.blocks.items():
+            event = len(block.site.shape)
+            got = values[name].shape if name in values else None
+            if got is None or tuple(got[len(got) - event :]) != block.site.shape:
+                raise SiteError(
+                    name,
+                    expected=f"a value of shape (*batch, {', '.join(map(str, block.site.shape))})",
+                    got="none" if got is None else f"shape {tuple(got)}",
+                    remedy="Give one value for each latent site of the model.",
+                )
+            batch = got[: len(got) - event] if batch is None else batch
+        assert batch is not None
+
+        def flatten(one: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            inverse = _Invert(self.blocks, one)
+            with default_dtype(self.dtype), unchecked(), torch.no_grad():
+                with AnswerParams(self.pair), inverse:
+                    self.pair.model(**self.data)
+            parts = [inverse.parts[name].reshape(-1) for name in self.blocks]
+            return {"vector": torch.cat(parts)}
+
+        flat = {
+            name: values[name].to(self.device, self.dtype).reshape(-1, *block.site.shape)
+            for name, block in self.blocks.items()
+        }
+        vectors = map_draws(flatten, flat)["vector"]
+        return vectors.reshape(*batch, self.dim).to(self.device)
+
+    def _run(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
+        substitute = _Substitute(self.blocks, vector)
+        with torch.no_grad(), default_dtype(self.dtype), unchecked(), AnswerParams(self.pair):
+            with substitute:
+                self.pair.model(**self.data)
+        return substitute.values
+
+    def _lay_out(self) -> dict[str, Block]:
+        """Give each latent site its block; a bijection is kept where two runs agree on it."""
+        again = trace_sites(self.pair, self.data)
+        blocks: dict[str, Block] = {}
+        start = 0
+        for name, site in self.model_sites.items():
+            for plate in site.plates:
+                if plate.size != plate.full_size:
+                    msg = (
+                        f"plate '{plate.name}' subsamples {plate.size} of {plate.full_size}: a log "
+                        "density needs all of the data. Use SVI with batch_size, or the full plate."
+                    )
+                    raise ValueError(msg)
+            if site.kind != "latent":
+                continue
+            if name not in again or again[name].shape != site.shape:
+                raise SiteError(
+                    name,
+                    expected="the same sites and shapes in every run of the model",
+                    got="a site that comes, goes or changes its shape",
+                    remedy="Make the structure independent of drawn values.",
+                )
+            bijection = _bijection(site)
+            shape = tuple(bijection.inverse_shape(torch.Size(site.shape)))
+            static = _same_support(site.support, again[name].support)
+            block = Block(site, shape, start, bijection if static else None)
+            blocks[name] = block
+            start = block.stop
+        return blocks
+
+
+def _bijection(site: Site) -> Any:
+    try:
+        return biject_to(site.support)
+    except NotImplementedError as error:
+        raise SiteError(
+            site.name,
+            expected="a support with a bijection from unconstrained space",
+            got=f"{site.distribution} on {site.support}",
+            remedy="Parametrise it by sites on real, positive, interval, simplex, ordered or "
+            "correlation-Cholesky supports.",
+        ) from error
+
+
+def _same_support(a: constraints.Constraint, b: constraints.Constraint) -> bool:
+    """Return whether two runs gave a site the same support, bounds included."""
+    if type(a) is not type(b):
+        return False
+    left, right = vars(a), vars(b)
+    for name in left:
+        x, y = left[name], right.get(name)
+        if isinstance(x, constraints.Constraint) and isinstance(y, constraints.Constraint):
+            same = _same_support(x, y)
+        elif isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
+            same = x.shape == y.shape and bool(torch.equal(x, y))
+        else:
+            same = type(x) is type(y) and bool(x == y) if not isinstance(x, torch.Tensor) else False
+        if not same:
+            return False
+    return True
+
+
+class _Substitute(Messenger):
+    """Gives latent sites their values from a vector and adds up the log-Jacobian."""
+
+    def __init__(self, blocks: Mapping[str, Block], vector: torch.Tensor) -> None:
+        super().__init__()
+        self.blocks = blocks
+        self.vector = vector
+        self.values: dict[str, torch.Tensor] = {}
+        self.log_jacobian: torch.Tensor | float = 0.0
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        block = self.blocks.get(msg["name"])
+        if block is None:
+            return
+        bijection = block.bijection
+        if bijection is None:
+            bijection = biject_to(msg["fn"].support)
+        unconstrained = block.read(self.vector)
+        value = bijection(unconstrained)
+        if bijection.domain is not constraints.real or bijection.codomain is not constraints.real:
+            jacobian = bijection.log_abs_det_jacobian(unconstrained, value)
+            self.log_jacobian = self.log_jacobian + jacobian.sum()
+        self.values[msg["name"]] = value
+        msg["value"] = value
+        msg["done"] = True
+
+
+class _Invert(Messenger):
+    """Finds the unconstrained values of latent sites, each at its site."""
+
+    def __init__(self, blocks: Mapping[str, Block], values: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.blocks = blocks
+        self.values = values
+        self.parts: dict[str, torch.Tensor] = {}
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        block = self.blocks.get(msg["name"])
+        if block is None:
+            return
+        bijection = block.bijection
+        if bijection is None:
+            bijection = biject_to(msg["fn"].support)
+        msg["value"] = self.values[msg["name"]]
+        msg["done"] = True
+        self.parts[msg["name"]] = bijection.inv(msg["value"])
+
+
+class _Sum(Messenger):
+    """Adds up the scaled and masked log densities of the sites that are run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_site: dict[str, torch.Tensor] = {}
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        if kind_of(msg) in ("subsample", "deterministic"):
+            return
+        log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+        self.by_site[msg["name"]] = scale_and_mask(log_prob, msg["scale"], msg["mask"])
+
+
+class _all:  # noqa: N801 - a context manager, used as a function
+    """Enters several messengers as one."""
+
+    def __init__(self, handlers: tuple[Messenger, ...]) -> None:
+        self.handlers = handlers
+
+    def __enter__(self) -> None:
+        for handler in self.handlers:
+            handler.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        for handler in reversed(self.handlers):
+            handler.__exit__(*error)
+
+
+def enumeration_dim(sites: Mapping[str, Site]) -> int | None:
+    """Return the first batch axis that plates leave free to discrete latents, None without any."""
+    if not any(site.kind == "discrete" for site in sites.values()):
+        return None
+    return min((p.dim for s in sites.values() for p in s.plates if p.dim), default=0) - 1
+
+
+def log_joint(
+    model: Callable[..., Any],
+    data: Mapping[str, Any],
+    substitute: Messenger,
+    enumerated_below: int | None,
+) -> torch.Tensor:
+    """Return the log joint density of one run of a model.
+
+    Args:
+        model: The model.
+        data: Its keywords.
+        substitute: The messenger that gives the continuous latent sites their values.
+        enumerated_below: First batch axis for discrete latents, as `enumeration_dim` finds it.
+
+    Returns:
+        A 0-dimensional tensor, each site scaled and masked, discrete latents summed out.
+    """
+    if enumerated_below is not None:
+        return _enumerated_log_joint(model, data, substitute, enumerated_below)
+    terms = _Sum()
+    with terms, substitute:
+        model(**data)
+    return torch.stack([term.sum() for term in terms.by_site.values()]).sum()
+
+
+def _enumerated_log_joint(
+    model: Callable[..., Any], data: Mapping[str, Any], substitute: Messenger, first_dim: int
+) -> torch.Tensor:
+    """Sum discrete sites out by message passing, scales applied outside of the logarithm.
+
+    A scaled plate raises its marginal likelihood to a power, so that the scale belongs outside of
+    the sum over the discrete sites, as in the enumerated ELBO (Obermeyer et al. 2019, Tensor
+    Variable Elimination for Plated Factor Graphs, arXiv:1902.03210).
+    """
+    enumerated = poutine.enum(
+        config_enumerate(model, default="parallel"), first_available_dim=first_dim
+    )
+    with substitute:
+        trace = poutine.trace(enumerated).get_trace(**data)
+    trace.compute_log_prob()
+    trace.pack_tensors()
+    enum_dims = set(trace.symbol_to_dim) - set(trace.plate_to_symbol.values())
+    total: torch.Tensor | float = 0.0
+    factors: OrderedDict[frozenset[str], list[torch.Tensor]] = OrderedDict()
+    scales: list[Any] = []
+    for site in trace.nodes.values():
+        if site["type"] != "sample" or kind_of(site) in ("subsample", "deterministic"):
+            continue
+        if enum_dims.isdisjoint(site["packed"]["log_prob"]._pyro_dims):
+            total = total + site["packed"]["log_prob"].sum()
+            continue
+        ordinal = frozenset(
+            trace.plate_to_symbol[f.name] for f in site["cond_indep_stack"] if f.vectorized
+        )
+        term = packed.scale_and_mask(
+            site["packed"]["unscaled_log_prob"], mask=site["packed"]["mask"]
+        )
+        factors.setdefault(ordinal, []).append(term)
+        scales.append(site["scale"])
+    if factors:
+        for terms in contract_tensor_tree(factors, enum_dims, cache={}).values():
+            for term in terms:
+                total = total + _common(scales) * term.sum()
+    assert isinstance(total, torch.Tensor)
+    return total
+
+
+def _common(scales: list[Any]) -> Any:
+    if any(not bool(torch.as_tensor(scale == scales[0]).all()) for scale in scales[1:]):
+        msg = "sites that depend on one discrete latent are scaled differently: scale them alike."
+        raise ValueError(msg)
+    return scales[0]

@@ -1,0 +1,104 @@
+"""The contract between `fit` and the inference methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import nn
+
+__all__ = ["Guide", "GuideDraws", "Method", "Problem", "Result"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a method is given to work on.
+
+    Args:
+        pair: A copy of the pair, which the method may train.
+        data: The data by name, checked.
+        device: Where to run.
+        seed: The seed, set already.
+        progress: Whether to show a progress bar.
+    """
+
+    pair: nn.Module
+    data: Mapping[str, Any]
+    device: torch.device
+    seed: int
+    progress: bool
+
+
+@dataclass(frozen=True)
+class GuideDraws:
+    """Draws of a guide, with what importance weights need.
+
+    Args:
+        values: Values of the latent sites by name, (draw, *site).
+        log_prob: Log joint density of model and data at each draw, (draw,).
+        log_q: Log density of the guide at each draw, in the same space, (draw,).
+    """
+
+    values: dict[str, torch.Tensor]
+    log_prob: torch.Tensor
+    log_q: torch.Tensor
+
+
+class Guide(Protocol):
+    """An approximation that can be drawn from: what SVI leaves behind.
+
+    It is a module whose state is tensors only and whose constructor arguments, kept under their
+    own names, are JSON values.
+    """
+
+    def draw(self, pair: nn.Module, data: Mapping[str, Any], draws: int) -> GuideDraws:
+        """Return draws of the latent sites that the data has."""
+        ...
+
+
+@dataclass
+class Result:
+    """What a method returns.
+
+    Args:
+        draws: Draws of the latent sites, (chain, draw, *site).
+        sample_stats: One number for each draw, by ArviZ's names, (chain, draw).
+        data: The data that the draws belong to: prepared, and where it is stored.
+        local_plate: Name of the mini-batched plate, whose sites are not among the draws.
+        guide: The guide, for a variational method.
+        history: The loss after each step, for a variational method, (step,).
+        elbo: Estimate of the evidence lower bound and its Monte Carlo standard error.
+        gradient_evaluations: Number of gradients of the log joint density.
+        interrupted: Whether the user stopped it early.
+        failure: Why it had to stop, where it had to.
+        dtype: What it computed in.
+    """
+
+    draws: dict[str, torch.Tensor]
+    sample_stats: dict[str, torch.Tensor] = field(default_factory=dict)
+    data: Mapping[str, Any] | None = None
+    local_plate: str | None = None
+    guide: nn.Module | None = None
+    history: torch.Tensor | None = None
+    elbo: tuple[float, float] | None = None
+    gradient_evaluations: int = 0
+    interrupted: bool = False
+    failure: str | None = None
+    dtype: torch.dtype = torch.float64
+
+
+class Method(Protocol):
+    """An inference method: a frozen dataclass of options with one entry point."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def is_mcmc(self) -> bool:
+        """Whether its draws are Markov chains, which R-hat and ESS speak of."""
+        ...
+
+    def run(self, problem: Problem) -> Result:
+        """Draw from the posterior of the problem, or from an approximation of it."""
+        ...

@@ -1,0 +1,403 @@
+"""The one posterior type that every method returns."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ppl_gen.core.arguments import bind, move, num_bytes
+from ppl_gen.core.draws import map_draws
+from ppl_gen.core.errors import SiteError, did_you_mean
+from ppl_gen.core.pair import cast, prepare
+from ppl_gen.core.params import AnswerParams
+from ppl_gen.core.replay import Replay
+from ppl_gen.core.scope import isolated, unchecked
+from ppl_gen.core.structure import StartValues, Unobserve, trace_sites
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Posterior"]
+
+Draws = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """Draws from a posterior, or an approximation of one, with where they came from.
+
+    `posterior["weights"]` are the draws of a site, with axes (chain, draw, *site).
+
+    Args:
+        draws: Draws of latent and deterministic sites by name, (chain, draw, *site), on the CPU.
+        latents: Names of the latent sites among them.
+        pair: The trained copy of the pair; None for one loaded without it.
+        data: The data that the draws belong to; None where a loaded posterior holds none.
+        dims: Names of each site's axes, after chain and draw.
+        coords: Labels along the axes that plates name.
+        sample_stats: One number for each draw, by ArviZ's names, (chain, draw).
+        is_mcmc: Whether the draws are Markov chains, which R-hat and ESS speak of.
+        guide: The guide of a variational posterior.
+        history: The loss after each step of a variational fit, (step,).
+        elbo: Estimate of the evidence lower bound and its Monte Carlo standard error.
+        local_plate: Name of the mini-batched plate, whose sites `sample(data)` draws.
+        interrupted: Whether the run was stopped before its end.
+        provenance: Method, options, seed, versions, dtype, device, seconds, gradient evaluations.
+    """
+
+    draws: Draws
+    latents: tuple[str, ...]
+    pair: nn.Module | None = None
+    data: Mapping[str, Any] | None = None
+    dims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    coords: Mapping[str, list[Any]] = field(default_factory=dict)
+    sample_stats: Draws = field(default_factory=dict)
+    is_mcmc: bool = True
+    guide: nn.Module | None = None
+    history: torch.Tensor | None = None
+    elbo: tuple[float, float] | None = None
+    local_plate: str | None = None
+    interrupted: bool = False
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, site: str) -> torch.Tensor:
+        """Return the draws of a site, (chain, draw, *site)."""
+        if site not in self.draws:
+            msg = (
+                f"the posterior has no site '{site}': it has {', '.join(self.draws) or 'none'}."
+                f"{did_you_mean(site, self.draws)}"
+            )
+            raise KeyError(msg)
+        return self.draws[site]
+
+    def __repr__(self) -> str:
+        """Return what it is in one line a site."""
+        sites = "".join(f"\n  {name} {tuple(value.shape[2:])}" for name, value in self.draws.items())
+        method = self.provenance.get("method", "unknown method")
+        stopped = ", interrupted" if self.interrupted else ""
+        return (
+            f"Posterior by {method}: {self.num_chains} chains x {self.num_draws} draws{stopped}{sites}"
+        )
+
+    @property
+    def num_chains(self) -> int:
+        """Number of chains; 1 for a variational posterior."""
+        return next((value.shape[0] for value in self.draws.values()), 1)
+
+    @property
+    def num_draws(self) -> int:
+        """Number of draws in each chain."""
+        return next((value.shape[1] for value in self.draws.values()), 0)
+
+    def sample(
+        self, data: Mapping[str, Any] | None = None, draws: int = 1000, seed: int = 0
+    ) -> Posterior:
+        """Draw anew from the guide, local latents of the data given included.
+
+        Args:
+            data: The data to condition local latents on; None takes the posterior's own.
+            draws: Number of draws.
+            seed: Seed of the draws.
+
+        Returns:
+            A posterior of one chain with those draws.
+
+        Raises:
+            ValueError: If the posterior has no guide (MCMC), or pair or data are missing.
+        """
+        if self.guide is None:
+            msg = "an MCMC posterior has its draws and no guide: use posterior.draws."
+            raise ValueError(msg)
+        _check_count("draws", draws)
+        pair, data = self._run_on(data)
+        with isolated(seed, self._dtype):
+            data = prepare(pair, data)
+            drawn = self.guide.draw(pair, data, draws)  # type: ignore[operator]
+            values = {name: value.unsqueeze(0) for name, value in drawn.values.items()}
+            stats = {"lp": drawn.log_prob, "log_q": drawn.log_q}
+            return assemble(
+                dataclasses.replace(
+                    self,
+                    data=data,
+                    draws=values,
+                    latents=tuple(values),
+                    sample_stats={name: value.cpu().unsqueeze(0) for name, value in stats.items()},
+                    local_plate=None,
+                )
+            )
+
+    def predict(
+        self, data: Mapping[str, Any] | None = None, draws: int | None = None, seed: int = 0
+    ) -> Draws:
+        """Draw observed sites from the posterior predictive distribution.
+
+        Args:
+            data: New data by the names of the model's arguments, observed values left out (or
+                given, and then not looked at); None takes the posterior's own data.
+            draws: Number of draws in each chain, spread evenly over the stored ones; None: all.
+            seed: Seed of the draws.
+
+        Returns:
+            Draws of each observed site, (chain, draw, *site).
+
+        Raises:
+            SiteError: If a latent site has another shape on the new data.
+            ValueError: If the pair or the data is missing.
+        """
+        source = self._with_local_draws(data, draws, seed)
+        pair, bound = source._run_on(data)
+        with isolated(seed, self._dtype):
+            bound = prepare(pair, bound)
+            sites = trace_sites(pair, bound, "model", Unobserve())
+            latents = source._latents_for(sites)
+            thinned = {name: _thin(source.draws[name], draws) for name in latents}
+            wanted = [name for name, site in sites.items() if site.kind == "observed"]
+            return source._map(
+                lambda values: _run(pair, bound, values, wanted, unobserve=True),
+                thinned,
+                draws,
+            )
+
+    def prior(
+        self, draws: int = 500, seed: int = 0, data: Mapping[str, Any] | None = None
+    ) -> tuple[Draws, Draws]:
+        """Draw latent and observed sites from the prior.
+
+        Args:
+            draws: Number of draws.
+            seed: Seed of the draws.
+            data: Data in place of the posterior's own.
+
+        Returns:
+            Draws of the latent sites and of the observed ones (the prior predictive), each
+            (1, draw, *site).
+
+        Raises:
+            ValueError: If a prior is improper, and cannot be drawn from.
+        """
+        _check_count("draws", draws)
+        pair, bound = self._run_on(data)
+        with isolated(seed, self._dtype):
+            bound = prepare(pair, bound)
+            sites = trace_sites(pair, bound, "model", Unobserve())
+            improper = [s.name for s in sites.values() if s.distribution == "ImproperUniform"]
+            if improper:
+                msg = f"the prior of {', '.join(improper)} is improper: it cannot be drawn from."
+                raise ValueError(msg)
+            latents = [n for n, s in sites.items() if s.kind in ("latent", "discrete")]
+            observed = [n for n, s in sites.items() if s.kind == "observed"]
+            drawn = map_draws(
+                lambda _: _run(pair, bound, {}, latents + observed, unobserve=True),
+                {},
+                num_draws=draws,
+            )
+        groups = [{n: drawn[n].unsqueeze(0) for n in names} for names in (latents, observed)]
+        return groups[0], groups[1]
+
+    def log_likelihood(self) -> Draws:
+        """Return the pointwise log-likelihood of the observed sites at each draw.
+
+        Returns:
+            By observed site, (chain, draw, *batch): one number for each conditionally independent
+            observation, discrete latents of the same observation summed out.
+
+        Raises:
+            ValueError: If the pair or the data is missing, or discrete latents tie observations
+                together, so that there is no pointwise term.
+        """
+        from ppl_gen.core.pointwise import pointwise_log_likelihood
+
+        pair, data = self._run_on(None)
+        with isolated(0, self._dtype):
+            sites = trace_sites(pair, data)
+            latents = {name: self.draws[name] for name in self._latents_for(sites)}
+            return self._map(
+                lambda values: pointwise_log_likelihood(pair, data, sites, values), latents
+            )
+
+    def summary(self) -> pd.DataFrame:
+        """Return a table with a row for each scalar: mean, sd and quantiles.
+
+        Returns:
+            Columns mean, sd, q5, q50, q95; for MCMC also mcse_mean, ess_bulk, ess_tail and r_hat.
+        """
+        from ppl_gen.core.summary import summarise
+
+        return summarise(self)
+
+    def to_arviz(self, *, predictive_draws: int = 500, seed: int = 0) -> Any:
+        """Return an ArviZ object: `InferenceData` (ArviZ 0.x) or `DataTree` (1.x).
+
+        Groups: posterior, sample_stats, prior, prior_predictive, posterior_predictive,
+        log_likelihood and observed_data. Those that need the pair are left out where it is
+        missing; the prior ones also where a prior is improper.
+
+        Args:
+            predictive_draws: Draws of the prior and in each chain of the posterior predictive.
+            seed: Seed of the prior and predictive draws.
+
+        Raises:
+            ValueError: If no site was drawn.
+        """
+        from ppl_gen.core.export import arviz_groups
+
+        return arviz_groups(self, predictive_draws, seed)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the posterior to a folder: NetCDF, safetensors and JSON, never pickle.
+
+        Args:
+            path: The folder, which must not exist yet.
+            overwrite: Replace a posterior that was saved there before.
+
+        Returns:
+            The folder.
+
+        Raises:
+            FileExistsError: If the folder exists.
+            OSError: If it cannot be written.
+        """
+        from ppl_gen.core.store import save
+
+        return save(self, Path(path), overwrite=overwrite)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        name = self.provenance.get("dtype", "float64")
+        dtype = getattr(torch, str(name))
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+    def _run_on(self, data: Mapping[str, Any] | None) -> tuple[nn.Module, dict[str, Any]]:
+        """Return pair and data on the CPU in the posterior's dtype, ready to be run."""
+        if self.pair is None:
+            msg = "this posterior was loaded without its pair: pg.load(path, pair=pair) gives it one."
+            raise ValueError(msg)
+        if data is None and self.data is None:
+            msg = "this posterior holds no data: pass the data."
+            raise ValueError(msg)
+        cpu = torch.device("cpu")
+        pair = self.pair
+        tensors = [*pair.parameters(), *pair.buffers()]
+        if any(t.device != cpu or (t.is_floating_point() and t.dtype != self._dtype) for t in tensors):
+            pair = cast(copy.deepcopy(pair), self._dtype, cpu)
+        bound = dict(self.data or {}) if data is None else bind(pair, data)
+        return pair, move(bound, self._dtype, cpu)
+
+    def _latents_for(self, sites: Mapping[str, Any]) -> list[str]:
+        """Return the drawn latents that a run of the model has, with their shapes checked."""
+        names = [name for name in self.latents if name in sites]
+        for name in names:
+            expected, got = tuple(self.draws[name].shape[2:]), sites[name].shape
+            if expected != got:
+                raise SiteError(
+                    name,
+                    expected=f"shape {expected}, as it was fitted",
+                    got=f"shape {got} on this data",
+                    remedy="A site for each row belongs to the rows it was fitted on: give data of "
+                    "the same length.",
+                )
+        return names
+
+    def _with_local_draws(
+        self, data: Mapping[str, Any] | None, draws: int | None, seed: int
+    ) -> Posterior:
+        if self.guide is not None and (self.local_plate is not None or not self.draws):
+            return self.sample(data, draws or 1000, seed)
+        return self
+
+    def _map(self, function: Any, draws: Draws, num_draws: int | None = None) -> Draws:
+        """Apply a function to every draw of every chain, keeping both axes."""
+        size = num_bytes(self.data or {})
+        if not draws:
+            count = num_draws or max(self.num_draws, 1)
+            flat = map_draws(
+                function, {}, num_draws=count * self.num_chains, bytes_per_draw=size
+            )
+            return {n: v.reshape(self.num_chains, count, *v.shape[1:]) for n, v in flat.items()}
+        chains, count = next(iter(draws.values())).shape[:2]
+        flat = map_draws(
+            function, {n: v.flatten(0, 1) for n, v in draws.items()}, bytes_per_draw=size
+        )
+        return {n: v.reshape(chains, count, *v.shape[1:]) for n, v in flat.items()}
+
+
+def assemble(posterior: Posterior) -> Posterior:
+    """Return a posterior with its deterministic sites, dims and coords filled in from the model.
+
+    Args:
+        posterior: One with draws of its latent sites, its pair and data.
+    """
+    if posterior.local_plate is not None:
+        # Only a few rows are needed to see the sites, and all of them may be very many.
+        pair, data = posterior._run_on(_first_rows(posterior))
+    else:
+        pair, data = posterior._run_on(None)
+    sites = {
+        name: site
+        for name, site in trace_sites(pair, data).items()
+        if not (posterior.local_plate and site.inside(posterior.local_plate))
+    }
+    wanted = [name for name, site in sites.items() if site.kind == "deterministic"]
+    draws = {name: value.cpu() for name, value in posterior.draws.items()}
+    if wanted and draws:
+        latents = {name: draws[name] for name in posterior.latents if name in sites}
+        draws |= posterior._map(lambda values: _run(pair, data, values, wanted), latents)
+    dims = {name: sites[name].dims for name in draws if name in sites}
+    coords = {
+        plate.name: list(range(plate.size))
+        for name, site in sites.items()
+        for plate in site.plates
+        if any(plate.name in dims.get(drawn, ()) for drawn in draws) or site.kind == "observed"
+    }
+    return dataclasses.replace(posterior, draws=draws, dims=dims, coords=coords)
+
+
+def _first_rows(posterior: Posterior) -> dict[str, Any]:
+    data = dict(posterior.data or {})
+    sizes = [len(v) for v in data.values() if isinstance(v, torch.Tensor) and v.ndim]
+    longest = max(sizes, default=0)
+    return {
+        name: value[:2] if isinstance(value, torch.Tensor) and value.ndim and len(value) == longest else value
+        for name, value in data.items()
+    }
+
+
+def _thin(draws: torch.Tensor, count: int | None) -> torch.Tensor:
+    """Return a number of draws spread evenly over those of each chain."""
+    if count is None:
+        return draws
+    _check_count("draws", count)
+    index = torch.linspace(0, draws.shape[1] - 1, min(count, draws.shape[1])).round().long()
+    return draws[:, index]
+
+
+def _check_count(name: str, count: int) -> None:
+    if count < 1:
+        msg = f"{name}: expected at least 1, got {count}."
+        raise ValueError(msg)
+
+
+def _run(
+    pair: nn.Module,
+    data: Mapping[str, Any],
+    values: Mapping[str, torch.Tensor],
+    wanted: list[str],
+    *,
+    unobserve: bool = False,
+) -> Draws:
+    """Run the model at given latent values and return the values of the sites wanted."""
+    replay = Replay(values, wanted)
+    unobserved = Unobserve() if unobserve else contextlib.nullcontext()
+    with torch.no_grad(), unchecked(), AnswerParams(pair), replay, StartValues(), unobserved:
+        pair.model(**data)
+    return replay.found
+

@@ -1,0 +1,76 @@
+"""Everything global that a run needs, set for its duration and put back afterwards."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import pyro
+import torch
+
+__all__ = ["default_dtype", "isolated", "seeded", "unchecked"]
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Make `dtype` torch's default floating-point type inside the block.
+
+    Args:
+        dtype: A floating-point dtype.
+    """
+    before = torch.get_default_dtype()
+    if before == dtype:
+        yield
+        return
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed Python's, NumPy's and torch's generators inside the block, and restore them after.
+
+    Args:
+        seed: The seed, at least 0.
+    """
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()  # noqa: NPY002 - the legacy state is what is protected
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            pyro.set_rng_seed(seed)
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Switch Pyro's and torch's argument validation off inside the block.
+
+    Modules keep their `PyroParam`s to themselves inside, so that none reaches the global store.
+    """
+    with pyro.validation_enabled(False), pyro.settings.context(module_local_params=True):
+        yield
+
+
+@contextmanager
+def isolated(seed: int, dtype: torch.dtype | None = None) -> Iterator[None]:
+    """Give a run its own seed, default dtype and parameter store; change nothing outside.
+
+    Args:
+        seed: Seed of all generators inside.
+        dtype: Default dtype inside, or None to keep the present one.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(seeded(seed))
+        stack.enter_context(default_dtype(dtype or torch.get_default_dtype()))
+        stack.enter_context(pyro.validation_enabled(pyro.poutine.is_validation_enabled()))
+        stack.enter_context(pyro.settings.context(module_local_params=True))
+        yield

@@ -1,0 +1,217 @@
+"""What a pair's sites are: found by running it once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import nn
+from torch.distributions import biject_to, constraints
+
+from ppl_gen.core.arguments import lengths
+from ppl_gen.core.errors import SiteError
+from ppl_gen.core.params import AnswerParams
+
+__all__ = ["Kind", "Plate", "Site", "StartValues", "Unobserve", "kind_of", "trace_sites"]
+
+Kind = Literal["latent", "discrete", "observed", "deterministic", "factor", "subsample"]
+
+
+@dataclass(frozen=True)
+class Plate:
+    """One plate around a site.
+
+    Args:
+        name: Its name.
+        dim: Its batch axis, counted from the right, or None for a sequential plate.
+        size: Number of elements that were run.
+        full_size: Number of elements that they stand for.
+    """
+
+    name: str
+    dim: int | None
+    size: int
+    full_size: int
+
+
+@dataclass(frozen=True)
+class Site:
+    """One sample site, as one run of the model or guide showed it.
+
+    Args:
+        name: Its name.
+        kind: "latent" (continuous), "discrete", "observed", "deterministic" or "factor".
+        shape: Shape of its value, (*batch, *event).
+        event_dim: Number of event axes.
+        support: Support of its distribution.
+        plates: Plates around it, innermost first.
+        distribution: The distribution's name, for messages.
+        value: The value of that run.
+    """
+
+    name: str
+    kind: Kind
+    shape: tuple[int, ...]
+    event_dim: int
+    support: constraints.Constraint
+    plates: tuple[Plate, ...]
+    distribution: str
+    value: torch.Tensor
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Names of the axes: a plate's name, else the site's name and the axis' number."""
+        names = [f"{self.name}_dim_{axis}" for axis in range(len(self.shape))]
+        for plate in self.plates:
+            if plate.dim is None:
+                continue
+            axis = len(self.shape) - self.event_dim + plate.dim
+            if 0 <= axis < len(names) and self.shape[axis] == plate.size:
+                names[axis] = plate.name
+        return tuple(names)
+
+    def inside(self, plate: str | None) -> bool:
+        """Return whether the site is inside the plate of that name."""
+        return any(p.name == plate for p in self.plates)
+
+
+def kind_of(msg: Mapping[str, Any]) -> Kind:
+    """Return what a sample message is to inference."""
+    function = msg["fn"]
+    if isinstance(function, _Subsample):
+        return "subsample"
+    if msg["infer"].get("_deterministic"):
+        return "deterministic"
+    if msg["is_observed"] or msg["infer"].get("was_observed"):
+        return "factor" if isinstance(_base(function), dist.Unit) else "observed"
+    discrete = getattr(function.support, "is_discrete", False) or function.has_enumerate_support
+    return "discrete" if discrete else "latent"
+
+
+def _base(function: Any) -> Any:
+    while isinstance(function, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
+        function = function.base_dist
+    return function
+
+
+class StartValues(Messenger):
+    """Gives improper priors, which have nothing to sample from, a value inside their support."""
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["value"] is not None or msg["is_observed"]:
+            return
+        if isinstance(_base(msg["fn"]), dist.ImproperUniform):
+            bijection = biject_to(msg["fn"].support)
+            shape = bijection.inverse_shape(msg["fn"].batch_shape + msg["fn"].event_shape)
+            msg["value"] = bijection(torch.empty(shape).uniform_(-2.0, 2.0))
+            msg["done"] = True
+
+
+class Unobserve(Messenger):
+    """Draws observed sites from their distributions instead of taking the data."""
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if kind_of(msg) == "observed":
+            msg["is_observed"] = False
+            msg["infer"] = {**msg["infer"], "was_observed": True}
+            msg["value"] = None
+            msg["done"] = False
+
+
+class _Record(Messenger):
+    """Keeps the sites of one run, and what stands out about them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sites: dict[str, Site] = {}
+        self.subsampled: list[str] = []
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        kind = kind_of(msg)
+        if kind == "subsample":
+            if msg["fn"].subsample_size not in (None, msg["fn"].size):
+                self.subsampled.append(msg["name"])
+            return
+        function: TorchDistributionMixin = msg["fn"]
+        value = msg["value"]
+        if not isinstance(value, torch.Tensor):
+            raise SiteError(
+                msg["name"],
+                expected="a tensor as its value",
+                got=type(value).__name__,
+                remedy="Pass the observed values as tensors or arrays.",
+            )
+        self.sites[msg["name"]] = Site(
+            name=msg["name"],
+            kind=kind,
+            shape=tuple(value.shape),
+            event_dim=function.event_dim,
+            support=function.support,
+            plates=tuple(
+                Plate(f.name, f.dim, int(f.size), int(f.full_size or f.size))
+                for f in reversed(msg["cond_indep_stack"])
+            ),
+            distribution=type(_base(function)).__name__,
+            value=value.detach(),
+        )
+
+
+def trace_sites(
+    pair: nn.Module, data: Mapping[str, Any], part: str = "model", *handlers: Messenger
+) -> dict[str, Site]:
+    """Run a pair's model or guide once and return its sites in the order of sampling.
+
+    Args:
+        pair: The pair.
+        data: The data, as `bind` returns it, after `prepare`.
+        part: "model" or "guide".
+        *handlers: Pyro messengers to run it under.
+
+    Returns:
+        The sites by name, factors and deterministic sites included.
+
+    Raises:
+        ValueError: If the run fails, with the shapes of the data.
+    """
+    function: Callable[..., Any] = getattr(pair, part)
+    record = _Record()
+    with torch.no_grad(), AnswerParams(pair), record, StartValues():
+        try:
+            _under(handlers, function, data)
+        except (RuntimeError, ValueError, IndexError) as error:
+            if isinstance(error, SiteError):
+                raise
+            raise ValueError(_failed_run(part, data, error)) from error
+    return record.sites
+
+
+def _under(handlers: tuple[Messenger, ...], function: Callable[..., Any], data: Any) -> None:
+    if not handlers:
+        function(**data)
+        return
+    with handlers[0]:
+        _under(handlers[1:], function, data)
+
+
+def _failed_run(part: str, data: Mapping[str, Any], error: Exception) -> str:
+    shapes = ", ".join(
+        f"{name} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+        for name, value in data.items()
+        if isinstance(value, torch.Tensor)
+    )
+    text = f"the {part} failed on this data ({shapes or 'no tensors'}): {error}"
+    if len(set(lengths(data).values())) > 1:
+        unequal = ", ".join(f"{name} has {size}" for name, size in lengths(data).items())
+        text += f"\nThe data are of unequal lengths: {unequal}."
+    if "dtype" in str(error) or "scalar type" in str(error):
+        text += (
+            "\nA tensor of another dtype takes part: pass it as data or keep it as a buffer of "
+            "the pair, so that it is cast with the rest."
+        )
+    return text

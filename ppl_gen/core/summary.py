@@ -1,0 +1,56 @@
+"""The table of a posterior's scalars."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import torch
+
+from ppl_gen.diagnostics import ess_bulk, ess_tail, mcse_mean, rhat
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ppl_gen.core.posterior import Posterior
+
+__all__ = ["scalar_names", "summarise"]
+
+
+def scalar_names(site: str, shape: tuple[int, ...]) -> list[str]:
+    """Return a name for each scalar of a site, such as `weights[0, 2]`.
+
+    Example:
+        >>> scalar_names("weights", (2,))
+        ['weights[0]', 'weights[1]']
+    """
+    if not shape:
+        return [site]
+    indices = itertools.product(*(range(size) for size in shape))
+    return [f"{site}[{', '.join(map(str, index))}]" for index in indices]
+
+
+def summarise(posterior: Posterior) -> pd.DataFrame:
+    """Return the table that `Posterior.summary` describes."""
+    import pandas as pd
+
+    tables = []
+    for site, draws in posterior.draws.items():
+        flat = draws.double().flatten(2) if draws.ndim > 2 else draws.double().unsqueeze(-1)
+        pooled = flat.flatten(0, 1)
+        quantiles = torch.quantile(pooled, torch.tensor([0.05, 0.5, 0.95]).double(), dim=0)
+        columns = {
+            "mean": pooled.mean(0).numpy(),
+            "sd": pooled.std(0).numpy(),
+            **{q: quantiles[i].numpy() for i, q in enumerate(("q5", "q50", "q95"))},
+        }
+        if posterior.is_mcmc:
+            array = flat.numpy()
+            columns |= {
+                "mcse_mean": mcse_mean(array),
+                "ess_bulk": ess_bulk(array),
+                "ess_tail": ess_tail(array),
+                "r_hat": rhat(array),
+            }
+        tables.append(pd.DataFrame(columns, index=scalar_names(site, tuple(draws.shape[2:]))))
+    return pd.concat(tables) if tables else pd.DataFrame()

@@ -1,0 +1,141 @@
+"""Guides: the approximations that SVI leaves behind, with draws and densities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import nn
+
+from ppl_gen.core import GuideDraws, LogDensity
+from ppl_gen.core.arguments import num_bytes
+from ppl_gen.core.draws import map_draws
+from ppl_gen.core.log_density import enumeration_dim, log_joint
+from ppl_gen.core.params import AnswerParams
+from ppl_gen.core.replay import Replay
+from ppl_gen.core.scope import unchecked
+from ppl_gen.core.structure import trace_sites
+
+__all__ = ["GaussianGuide", "PairGuide"]
+
+
+class GaussianGuide(nn.Module):
+    """A normal distribution over the unconstrained vector of a `LogDensity`.
+
+    Its scale is a diagonal ("mean_field") or a lower triangular matrix ("full_rank"), L in
+    q(u) = N(u; loc, L L').
+
+    Args:
+        dim: Length of the vector.
+        family: "mean_field" or "full_rank".
+        init_scale: Standard deviation of every coordinate at the start.
+
+    References:
+        Kucukelbir, Tran, Ranganath, Gelman and Blei (2017), Automatic Differentiation Variational
+        Inference, arXiv:1603.00788.
+
+    Example:
+        >>> GaussianGuide(2, "full_rank").scale_tril.shape
+        torch.Size([2, 2])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        family: Literal["mean_field", "full_rank"] = "mean_field",
+        init_scale: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        self.family = family
+        self.init_scale = init_scale
+        self.loc = nn.Parameter(torch.zeros(dim, dtype=torch.float64))
+        self.log_scale = nn.Parameter(torch.full((dim,), math.log(init_scale), dtype=torch.float64))
+        if family == "full_rank":
+            # Rows relative to their own scale, so that one step size suits all of them.
+            self.below_diagonal = nn.Parameter(torch.zeros(dim, dim, dtype=torch.float64))
+
+    @property
+    def scale_tril(self) -> torch.Tensor:
+        """The lower triangular scale, (dim, dim)."""
+        unit = torch.eye(self.dim, dtype=self.loc.dtype, device=self.loc.device)
+        if self.family == "full_rank":
+            unit = unit + self.below_diagonal.tril(-1)
+        return self.log_scale.exp().unsqueeze(-1) * unit
+
+    def rsample(self, draws: int) -> torch.Tensor:
+        """Return reparametrised draws, (draws, dim)."""
+        noise = torch.randn(draws, self.dim, dtype=self.loc.dtype, device=self.loc.device)
+        if self.family == "full_rank":
+            return self.loc + noise @ self.scale_tril.mT
+        return self.loc + noise * self.log_scale.exp()
+
+    def entropy(self) -> torch.Tensor:
+        """Return the differential entropy, ()."""
+        return self.log_scale.sum() + 0.5 * self.dim * (1.0 + math.log(2.0 * math.pi))
+
+    def log_prob(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Return the log density of vectors, (n, dim) to (n,)."""
+        centred = (vectors - self.loc).mT
+        noise = torch.linalg.solve_triangular(self.scale_tril, centred, upper=False)
+        return -0.5 * noise.square().sum(0) - self.log_scale.sum() - 0.5 * self.dim * math.log(
+            2.0 * math.pi
+        )
+
+    @torch.no_grad()
+    def draw(self, pair: nn.Module, data: Mapping[str, Any], draws: int) -> GuideDraws:
+        """Return draws of the latent sites, with densities in unconstrained space."""
+        density = LogDensity(pair, data, dtype=self.loc.dtype, device=self.loc.device)
+        return self.draw_from(density, draws)
+
+    @torch.no_grad()
+    def draw_from(self, density: LogDensity, draws: int) -> GuideDraws:
+        """Return draws of the latent sites of a density that exists already."""
+        vectors = self.rsample(draws)
+        log_prob = map_draws(
+            lambda draw: {"": density.log_prob(draw["vector"])},
+            {"vector": vectors},
+            bytes_per_draw=num_bytes(density.data),
+        )[""]
+        return GuideDraws(density.constrain(vectors), log_prob, self.log_prob(vectors).cpu())
+
+
+class PairGuide(nn.Module):
+    """The pair's own guide, amortized or not."""
+
+    def draw(self, pair: nn.Module, data: Mapping[str, Any], draws: int) -> GuideDraws:
+        """Return draws of the latent sites of the data given, with densities on their supports."""
+        model_sites = trace_sites(pair, data)
+        names = [
+            name
+            for name, site in trace_sites(pair, data, "guide").items()
+            if site.kind in ("latent", "discrete") and name in model_sites
+        ]
+        left = {n: s for n, s in model_sites.items() if n not in names}
+        enumerated_below = enumeration_dim(left)
+
+        def one(_: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            with torch.no_grad(), unchecked(), AnswerParams(pair), _Unscaled(names):
+                kept = Replay({}, names)
+                log_q = log_joint(pair.guide, data, kept, None)
+                log_prob = log_joint(pair.model, data, Replay(kept.found), enumerated_below)
+            return {**kept.found, ":log_q": log_q, ":log_prob": log_prob}
+
+        drawn = map_draws(one, {}, num_draws=draws, bytes_per_draw=4 * num_bytes(data))
+        log_q, log_prob = drawn.pop(":log_q"), drawn.pop(":log_prob")
+        return GuideDraws(drawn, log_prob, log_q)
+
+
+class _Unscaled(Messenger):
+    """Takes the scale of latent sites away: a KL term with a weight is no density."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["name"] in self.names:
+            msg["scale"] = 1.0

@@ -1,0 +1,96 @@
+"""Pyro's own kernels, one chain at a time, with the statistics of each draw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ppl_gen.core import LogDensity
+
+__all__ = ["Chain"]
+
+Statistics = dict[str, torch.Tensor]
+
+
+class Chain:
+    """One chain of a Pyro kernel on a log density.
+
+    Args:
+        density: The log density.
+        start: The start point, (dim,).
+        warmup: Number of steps in which the kernel adapts.
+        kernel: Makes the kernel from a potential function of `{"u": vector}`.
+    """
+
+    def __init__(
+        self,
+        density: LogDensity,
+        start: torch.Tensor,
+        warmup: int,
+        kernel: Callable[[Callable[[dict[str, torch.Tensor]], torch.Tensor]], Any],
+    ) -> None:
+        self.density = density
+        self.gradient_evaluations = 0
+        self._energies: list[torch.Tensor] = []
+        self._kernel = kernel(self._potential)
+        self._kernel.initial_params = {"u": start}
+        self._kernel.setup(warmup)
+        self._params = self._kernel.initial_params
+        # The first kinetic energy of a transition is that of its fresh momentum.
+        kinetic_energy = self._kernel._kinetic_energy
+        self._kernel._kinetic_energy = lambda r: self._remember(kinetic_energy(r))
+
+    def advance(self) -> tuple[torch.Tensor, Statistics]:
+        """Make one transition.
+
+        Returns:
+            The new vector, (dim,), and its statistics by ArviZ's names, 0-dimensional each. Energy
+            is the Hamiltonian at the start of the trajectory that led to it.
+        """
+        kernel = self._kernel
+        potential_before = self._current_potential()
+        steps_before = self.gradient_evaluations
+        step_size = kernel.step_size
+        divergences_before = len(kernel._divergences)
+        mean_before, count_before = kernel._mean_accept_prob, self._count()
+        self._energies.clear()
+        self._params = kernel.sample(self._params)
+        vector = self._params["u"]
+        n_steps = self.gradient_evaluations - steps_before
+        count = self._count()
+        # Pyro keeps the running mean only: take this transition's share out of it.
+        earlier = mean_before * count_before if count > 1 else 0.0
+        acceptance = kernel._mean_accept_prob * count - earlier
+        statistics = {
+            "lp": -self._current_potential(),
+            "energy": potential_before + self._energies[0],
+            "acceptance_rate": torch.tensor(min(max(float(acceptance), 0.0), 1.0)),
+            "diverging": torch.tensor(len(kernel._divergences) > divergences_before),
+            "n_steps": torch.tensor(n_steps),
+            "tree_depth": torch.tensor(int(math.log2(n_steps + 1))),
+            "step_size": torch.tensor(float(step_size)),
+        }
+        return vector.detach().clone(), {n: v.detach().cpu() for n, v in statistics.items()}
+
+    def _count(self) -> int:
+        """Return the number of transitions in Pyro's running mean, which restarts after warm-up."""
+        kernel = self._kernel
+        done = kernel._t
+        return int(done - kernel._warmup_steps if done > kernel._warmup_steps else done)
+
+    def _current_potential(self) -> torch.Tensor:
+        _, potential, _ = self._kernel._fetch_from_cache()
+        if potential is None:
+            return self._potential(self._params).detach()
+        return torch.as_tensor(potential).detach()
+
+    def _potential(self, params: dict[str, torch.Tensor]) -> torch.Tensor:
+        self.gradient_evaluations += 1
+        return -self.density.log_prob(params["u"])
+
+    def _remember(self, energy: torch.Tensor) -> torch.Tensor:
+        self._energies.append(energy)
+        return energy

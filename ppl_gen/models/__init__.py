@@ -1,0 +1,15 @@
+"""Model/guide pairs: a generative story each, and the networks in them."""
+
+from __future__ import annotations
+
+from ppl_gen.models.eight_schools import EightSchools
+from ppl_gen.models.gaussian_mixture import GaussianMixture
+from ppl_gen.models.linear_regression import BayesianLinearRegression
+from ppl_gen.models.logistic_regression import BayesianLogisticRegression
+
+__all__ = [
+    "BayesianLinearRegression",
+    "BayesianLogisticRegression",
+    "EightSchools",
+    "GaussianMixture",
+]

@@ -1,0 +1,207 @@
+"""The page of a comparison, opened in a real browser."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ppl_gen.core import Posterior
+from ppl_gen.report import compare
+
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))),
+    None,
+)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium, which is not installed")
+
+# The protocol has its ends at the descriptors 3 and 4, which may be taken by either pipe already.
+LAUNCH = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+for end, place in zip(ends, (3, 4)):
+    os.dup2(end, place)
+    os.close(end)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
+class Page:
+    """A page in headless Chromium, spoken to by the DevTools protocol over a pair of pipes."""
+
+    def __init__(self, profile: Path) -> None:
+        assert BROWSER is not None
+        to_browser, self._write = os.pipe()
+        self._read, from_browser = os.pipe()
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCH, str(to_browser), str(from_browser), BROWSER]
+            + ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+            + ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+            + ["--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"],
+            pass_fds=(to_browser, from_browser),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(to_browser)
+        os.close(from_browser)
+        self._count = 0
+        self._buffer = b""
+        self.events: list[dict[str, Any]] = []
+        self._session: str | None = None
+
+    def attach(self) -> None:
+        targets = self.call("Target.getTargets")["targetInfos"]
+        target = next(t["targetId"] for t in targets if t["type"] == "page")
+        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = attached["sessionId"]
+        for domain in ("Page", "Network", "Log", "Runtime"):
+            self.call(f"{domain}.enable")
+
+    def close(self) -> None:
+        os.close(self._write)
+        try:
+            self._process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        os.close(self._read)
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        self._count += 1
+        message: dict[str, Any] = {"id": self._count, "method": method, "params": params}
+        if self._session is not None:
+            message["sessionId"] = self._session
+        os.write(self._write, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._receive()
+            if answer.get("id") == self._count:
+                assert "error" not in answer, answer
+                result: dict[str, Any] = answer["result"]
+                return result
+            self.events.append(answer)
+
+    def wait_for(self, event: str) -> None:
+        while not any(known.get("method") == event for known in self.events):
+            self.events.append(self._receive())
+
+    def _receive(self) -> dict[str, Any]:
+        while b"\0" not in self._buffer:
+            chunk = os.read(self._read, 65536)
+            assert chunk, "the browser went away"
+            self._buffer += chunk
+        message, _, self._buffer = self._buffer.partition(b"\0")
+        parsed: dict[str, Any] = json.loads(message)
+        return parsed
+
+    def open(self, path: Path, width: int, dark: bool = False) -> None:
+        self.events.clear()
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=width < 500,
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.call("Page.navigate", url=path.as_uri())
+        self.wait_for("Page.loadEventFired")
+
+    def evaluate(self, expression: str) -> Any:
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"]["value"]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    page = Page(tmp_path_factory.mktemp("profile"))
+    try:
+        page.attach()
+        yield page
+    finally:
+        page.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    generator = torch.Generator().manual_seed(0)
+
+    def posterior(chains: int, scale: float) -> Posterior:
+        return Posterior(
+            draws={
+                "mu": scale * torch.randn(chains, 200, generator=generator),
+                "<script>alert(1)</script>&a_quite_long_name_of_a_site": torch.randn(
+                    chains, 200, 2, 3, generator=generator
+                ),
+                "tiny": 1e-9 * torch.randn(chains, 200, generator=generator) - 123456.0,
+            },
+            latents=("mu",),
+            is_mcmc=chains > 1,
+            elbo=None if chains > 1 else (-12345.678, 0.012),
+            sample_stats={"diverging": torch.ones(chains, 200, dtype=torch.bool)},
+            provenance={"method": "NUTS", "seconds": 1234.5, "gradient_evaluations": 12_345_678},
+        )
+
+    posteriors = {
+        "mean-field <b>": posterior(1, 0.5),
+        "a_method_with_a_long_name_and_no_space_in_it": posterior(2, 1.0),
+        "nuts": posterior(4, 1.0),
+    }
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    return compare(posteriors, "nuts").save(path)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [320, 390, 735, 1280])
+def test_page_is_quiet_alone_and_fits(page: Page, report: Path, width: int, dark: bool) -> None:
+    page.open(report, width, dark)
+    complaints = [
+        event
+        for event in page.events
+        if event.get("method")
+        in ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
+    ]
+    assert complaints == []
+    requests = [
+        event["params"]["request"]["url"]
+        for event in page.events
+        if event.get("method") == "Network.requestWillBeSent"
+    ]
+    assert [url for url in requests if not url.startswith("data:")] == [report.as_uri()]
+    assert page.evaluate("innerWidth") == width
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # No element hides a part of itself beyond its own edge either.
+    hidden = page.evaluate(
+        "[...document.querySelectorAll('td, tbody th, figcaption, li, p')]"
+        ".filter(e => e.getClientRects().length && e.scrollWidth > e.clientWidth + 1)"
+        ".map(e => e.textContent)"
+    )
+    assert hidden == []
+
+
+def test_names_are_text_and_pictures_are_there(page: Page, report: Path) -> None:
+    page.open(report, 1280)
+    assert page.evaluate("document.querySelectorAll('script, main b b').length") == 0
+    assert "<script>alert(1)</script>&a_quite_long" in page.evaluate("document.body.innerText")
+    assert page.evaluate("document.querySelectorAll('figure svg path').length") > 8
+    identifiers = page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
+    assert len(identifiers) == len(set(identifiers))
+
+
+def test_pictures_follow_the_colour_of_the_page(page: Page, report: Path) -> None:
+    colour = (
+        "getComputedStyle(document.querySelector('figure svg text')).fill + ' on '"
+        " + getComputedStyle(document.body).backgroundColor"
+    )
+    page.open(report, 390)
+    light = page.evaluate(colour)
+    page.open(report, 390, dark=True)
+    dark = page.evaluate(colour)
+    assert light == "rgb(27, 31, 36) on rgb(255, 255, 255)"
+    assert dark == "rgb(228, 231, 234) on rgb(20, 23, 26)"
