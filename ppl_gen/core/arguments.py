@@ -48,7 +48,9 @@ def bind(pair: nn.Module, data: Mapping[str, Any]) -> dict[str, Any]:
     return bound
 
 
-def move(data: Mapping[str, Any], dtype: torch.dtype | None, device: torch.device) -> dict[str, Any]:
+def move(
+    data: Mapping[str, Any], dtype: torch.dtype | None, device: torch.device
+) -> dict[str, Any]:
     """Return data on a device, its floating-point tensors in a dtype (None leaves theirs)."""
     moved = dict(data)
     for name, value in data.items():
@@ -132,13 +134,17 @@ def _as_tensor(name: str, value: Any) -> Any:
             raise TypeError(msg)
         # PyTorch knows neither negative strides nor other byte orders.
         native = value.astype(value.dtype.newbyteorder("="), copy=False)
-        return torch.tensor(native) if not native.flags.writeable else torch.from_numpy(
-            np.ascontiguousarray(native)
+        return (
+            torch.tensor(native)
+            if not native.flags.writeable
+            else torch.from_numpy(np.ascontiguousarray(native))
         )
     if isinstance(value, list) and value and all(isinstance(v, int | float) for v in value):
         return torch.tensor(value)
     if isinstance(value, torch.Tensor) and (value.is_complex() or value.device.type == "meta"):
-        msg = f"data '{name}': expected real numbers in memory, got {value.dtype} on {value.device}."
+        msg = (
+            f"data '{name}': expected real numbers in memory, got {value.dtype} on {value.device}."
+        )
         raise TypeError(msg)
     return value.detach() if isinstance(value, torch.Tensor) else value
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from torch.distributions import constraints
 from ppl_gen.core.arguments import bind, check_captured, lengths
 from ppl_gen.core.errors import SiteError
 from ppl_gen.core.minibatch import MiniBatches, split
-from ppl_gen.core.pair import as_pair, guide_of, prepare, signature
+from ppl_gen.core.pair import as_pair, guide_of, model_of, own_copy, prepare, signature
 from ppl_gen.core.params import AnswerParams
 from ppl_gen.core.replay import Replay
 from ppl_gen.core.scope import isolated
@@ -82,7 +81,7 @@ def check(pair: Any, data: Mapping[str, Any], *, seed: int = 0) -> CheckReport:
         site 'mean': expected to be sampled in the guide, got no such site. Add it to the guide.
     """
     try:
-        pair = copy.deepcopy(as_pair(pair))
+        pair = own_copy(as_pair(pair))
         bound = bind(pair, data)
     except (ValueError, TypeError) as error:
         return CheckReport((str(error),), ())
@@ -144,7 +143,8 @@ def guide_problems(
             yield SiteError(
                 name,
                 expected="only latent sites of the model in the guide",
-                got="a site that the model has not" if name not in model_sites
+                got="a site that the model has not"
+                if name not in model_sites
                 else f"a site that is {model_sites[name].kind} in the model",
                 remedy="Remove it from the guide, or sample it in the model under the same name.",
             )
@@ -199,7 +199,9 @@ def _support(site: Site) -> str:
 def _few_rows(pair: nn.Module, data: Mapping[str, Any]) -> dict[str, Any]:
     longest = max(lengths(data).values(), default=0)
     if longest > _ROWS:
-        few = {n: v[:_ROWS] if n in lengths(data) and len(v) == longest else v for n, v in data.items()}
+        few = {
+            n: v[:_ROWS] if n in lengths(data) and len(v) == longest else v for n, v in data.items()
+        }
         try:
             trace_sites(pair, prepare(pair, few))
         except ValueError:
@@ -261,7 +263,7 @@ def _density_problems(pair: nn.Module, data: Mapping[str, Any]) -> Iterator[str]
     terms = _Terms()
     with torch.no_grad(), AnswerParams(pair), terms, StartValues():
         try:
-            pair.model(**data)
+            model_of(pair)(**data)
         except (ValueError, RuntimeError) as error:
             yield f"the log density cannot be computed at a draw from the prior: {error}"
             return
@@ -281,7 +283,7 @@ def _gradient_problems(pair: nn.Module, data: Mapping[str, Any]) -> Iterator[str
     from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 
     discrete = any(site.kind == "discrete" for site in trace_sites(pair, data).values())
-    objective = TraceEnum_ELBO() if discrete else Trace_ELBO()
+    objective: Any = TraceEnum_ELBO() if discrete else Trace_ELBO()
     pair.zero_grad()
     with AnswerParams(pair):
         model, guide = _callables(pair, discrete)
@@ -301,7 +303,7 @@ def _gradient_problems(pair: nn.Module, data: Mapping[str, Any]) -> Iterator[str
 def _callables(pair: nn.Module, discrete: bool) -> tuple[Any, Any]:
     from pyro.infer import config_enumerate
 
-    return (config_enumerate(pair.model) if discrete else pair.model), pair.guide
+    return (config_enumerate(model_of(pair)) if discrete else model_of(pair)), pair.guide
 
 
 def _minibatch_problems(pair: nn.Module, data: Mapping[str, Any]) -> Iterator[str]:
@@ -318,7 +320,8 @@ def _minibatch_problems(pair: nn.Module, data: Mapping[str, Any]) -> Iterator[st
         total = 0.0
         for index in torch.arange(batches.length).split(batches.batch_size):
             rows = {
-                name: _rows_of(value, sites[name], batches, index) for name, value in whole.values.items()
+                name: _rows_of(value, sites[name], batches, index)
+                for name, value in whole.values.items()
             }
             part, _ = _observed_terms(pair, batches.rows(index), rows, (batches.scale,))
             total += _total(part) / batches.num_batches
@@ -334,8 +337,8 @@ def _minibatch_problems(pair: nn.Module, data: Mapping[str, Any]) -> Iterator[st
         ]
         where = f" {', '.join(outside)} is outside the plate." if outside else ""
         yield (
-            f"mini-batches are scaled wrongly: over an epoch the log likelihood comes to {total:.6g} "
-            f"instead of {expected:.6g}.{where} Put every observed row inside plate "
+            f"mini-batches are scaled wrongly: over an epoch the log likelihood comes to "
+            f"{total:.6g} instead of {expected:.6g}.{where} Put every observed row inside plate "
             f"'{batches.plate}', and let the plate alone do the scaling."
         )
 

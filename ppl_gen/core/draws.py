@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 
 import torch
@@ -14,7 +15,11 @@ Values = Mapping[str, torch.Tensor]
 
 
 def map_draws(
-    function: Callable[[Values], Values], draws: Values, *, num_draws: int | None = None, bytes_per_draw: int = 0
+    function: Callable[[Values], Values],
+    draws: Values,
+    *,
+    num_draws: int | None = None,
+    bytes_per_draw: int = 0,
 ) -> dict[str, torch.Tensor]:
     """Apply a function to every draw and stack what it returns.
 
@@ -45,10 +50,13 @@ def map_draws(
     batched = torch.func.vmap(one, randomness="different")
     chunks: list[Values] = []
     try:
-        for start in range(0, num_draws, chunk):
-            part = slice(start, start + chunk)
-            result = batched({name: value[part] for name, value in draws.items()}, dummy[part])
-            chunks.append({name: value.cpu() for name, value in result.items()})
+        with warnings.catch_warnings():
+            # An operator without a batching rule is run draw by draw, with the same result.
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            for start in range(0, num_draws, chunk):
+                part = slice(start, start + chunk)
+                result = batched({name: value[part] for name, value in draws.items()}, dummy[part])
+                chunks.append({name: value.cpu() for name, value in result.items()})
     except (RuntimeError, ValueError, NotImplementedError):
         chunks = []
         for i in range(num_draws):

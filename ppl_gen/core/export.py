@@ -23,10 +23,14 @@ def arviz_groups(posterior: Posterior, predictive_draws: int, seed: int) -> Any:
     if not posterior.draws:
         msg = (
             "no site was drawn: every latent is local to the mini-batched plate "
-            f"'{posterior.local_plate}'. Draw them for some rows: posterior.sample(data).to_arviz()."
+            f"'{posterior.local_plate}'. Draw those of some rows: "
+            "posterior.sample(data).to_arviz()."
         )
         raise ValueError(msg)
-    groups = {"posterior": _arrays(posterior.draws), "sample_stats": _arrays(posterior.sample_stats)}
+    groups = {
+        "posterior": _arrays(posterior.draws),
+        "sample_stats": _arrays(posterior.sample_stats),
+    }
     dims = dict(posterior.dims)
     has_data = posterior.data is not None and posterior.local_plate is None
     if posterior.pair is not None and has_data:

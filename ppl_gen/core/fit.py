@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import platform
 import time
@@ -15,7 +14,7 @@ import torch
 from ppl_gen.core.arguments import bind
 from ppl_gen.core.errors import NonFiniteLossError
 from ppl_gen.core.method import Method, Problem, Result
-from ppl_gen.core.pair import as_pair, cast
+from ppl_gen.core.pair import as_pair, cast, own_copy
 from ppl_gen.core.posterior import Posterior, assemble
 from ppl_gen.core.scope import isolated
 
@@ -76,7 +75,7 @@ def fit(
     bound = bind(source, data)
     started = time.perf_counter()
     with isolated(seed):
-        work = cast(copy.deepcopy(source), None, target)
+        work = cast(own_copy(source), None, target)
         result = method.run(Problem(work, bound, target, seed, progress))
     seconds = time.perf_counter() - started
     cpu = torch.device("cpu")

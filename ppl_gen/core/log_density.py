@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -16,13 +15,12 @@ from pyro.infer import config_enumerate
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine.messenger import Messenger
-from torch import nn
 from torch.distributions import biject_to, constraints
 
 from ppl_gen.core.arguments import bind, check_captured, move
 from ppl_gen.core.draws import map_draws
 from ppl_gen.core.errors import SiteError
-from ppl_gen.core.pair import as_pair, cast, prepare
+from ppl_gen.core.pair import as_pair, cast, model_of, own_copy, prepare
 from ppl_gen.core.params import AnswerParams
 from ppl_gen.core.scope import default_dtype, unchecked
 from ppl_gen.core.structure import Site, kind_of, trace_sites
@@ -96,7 +94,7 @@ class LogDensity:
     ) -> None:
         self.dtype = dtype
         self.device = torch.device(device)
-        self.pair = cast(copy.deepcopy(as_pair(pair)), dtype, self.device)
+        self.pair = cast(own_copy(as_pair(pair)), dtype, self.device)
         check_captured(self.pair, dtype, self.device)
         self.data = move(bind(self.pair, data), dtype, self.device)
         with default_dtype(dtype), torch.random.fork_rng(devices=[]):
@@ -155,8 +153,8 @@ class LogDensity:
         self, vector: torch.Tensor, data: Mapping[str, Any], handlers: tuple[Messenger, ...]
     ) -> torch.Tensor:
         substitute = _Substitute(self.blocks, vector)
-        with default_dtype(self.dtype), unchecked(), AnswerParams(self.pair), _all(handlers):
-            value = log_joint(self.pair.model, data, substitute, self._enumerated_below)
+        with default_dtype(self.dtype), unchecked(), AnswerParams(self.pair), _Under(handlers):
+            value = log_joint(model_of(self.pair), data, substitute, self._enumerated_below)
         return value + substitute.log_jacobian
 
     def log_prob_by_site(self, vector: torch.Tensor) -> dict[str, float]:
@@ -168,7 +166,7 @@ class LogDensity:
         substitute, terms = _Substitute(self.blocks, vector), _Sum()
         with torch.no_grad(), default_dtype(self.dtype), unchecked(), AnswerParams(self.pair):
             with terms, substitute:
-                self.pair.model(**self.data)
+                model_of(self.pair)(**self.data)
         return {name: float(term.sum()) for name, term in terms.by_site.items()}
 
     def constrain(self, vectors: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -222,7 +220,7 @@ class LogDensity:
             inverse = _Invert(self.blocks, one)
             with default_dtype(self.dtype), unchecked(), torch.no_grad():
                 with AnswerParams(self.pair), inverse:
-                    self.pair.model(**self.data)
+                    model_of(self.pair)(**self.data)
             parts = [inverse.parts[name].reshape(-1) for name in self.blocks]
             return {"vector": torch.cat(parts)}
 
@@ -237,7 +235,7 @@ class LogDensity:
         substitute = _Substitute(self.blocks, vector)
         with torch.no_grad(), default_dtype(self.dtype), unchecked(), AnswerParams(self.pair):
             with substitute:
-                self.pair.model(**self.data)
+                model_of(self.pair)(**self.data)
         return substitute.values
 
     def _lay_out(self) -> dict[str, Block]:
@@ -321,7 +319,9 @@ class _Substitute(Messenger):
             bijection = biject_to(msg["fn"].support)
         unconstrained = block.read(self.vector)
         value = bijection(unconstrained)
-        if bijection.domain is not constraints.real or bijection.codomain is not constraints.real:
+        # An empty composition is the identity. A domain or codomain cannot tell: PyTorch calls that
+        # of a positive support real.
+        if getattr(bijection, "parts", bijection):
             jacobian = bijection.log_abs_det_jacobian(unconstrained, value)
             self.log_jacobian = self.log_jacobian + jacobian.sum()
         self.values[msg["name"]] = value
@@ -364,7 +364,7 @@ class _Sum(Messenger):
         self.by_site[msg["name"]] = scale_and_mask(log_prob, msg["scale"], msg["mask"])
 
 
-class _all:  # noqa: N801 - a context manager, used as a function
+class _Under:
     """Enters several messengers as one."""
 
     def __init__(self, handlers: tuple[Messenger, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Model/guide pairs: the module class, plain functions taken as pairs, and what both have to offer."""
+"""Model/guide pairs: the module class, and plain functions taken as pairs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,19 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["FunctionPair", "Pair", "as_pair", "guide_of", "pair_config", "prepare", "signature"]
+__all__ = [
+    "FunctionPair",
+    "Pair",
+    "as_pair",
+    "captured",
+    "cast",
+    "guide_of",
+    "model_of",
+    "own_copy",
+    "pair_config",
+    "prepare",
+    "signature",
+]
 
 
 class Pair(nn.Module):
@@ -109,6 +121,24 @@ def as_pair(pair: Any) -> nn.Module:
     raise TypeError(msg)
 
 
+def model_of(pair: nn.Module) -> Callable[..., Any]:
+    """Return the pair's model."""
+    model = pair.model
+    assert callable(model)
+    return model
+
+
+def own_copy(pair: nn.Module) -> nn.Module:
+    """Return a copy of a pair whose Pyro modules keep their parameters to themselves."""
+    copied = copy.deepcopy(pair)
+    for module in copied.modules():
+        context = getattr(module, "_pyro_context", None)
+        # Pyro makes this dictionary only while its setting module_local_params is on.
+        if context is not None and not hasattr(context, "param_state"):
+            context.param_state = {"params": {}, "constraints": {}}
+    return copied
+
+
 def guide_of(pair: nn.Module) -> Callable[..., Any] | None:
     """Return the pair's own guide, or None where it has none."""
     guide = getattr(pair, "guide", None)
@@ -134,7 +164,10 @@ def prepare(pair: nn.Module, data: Mapping[str, Any]) -> dict[str, Any]:
 
 def pair_config(pair: nn.Module) -> dict[str, Any]:
     """Return the constructor arguments of a built-in pair, which it keeps under their own names."""
-    return {name: getattr(pair, name) for name in inspect.signature(type(pair)).parameters}
+    parameters = inspect.signature(type(pair)).parameters.values()
+    # A class without a constructor of its own shows that of nn.Module, which takes anything.
+    named = (p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+    return {name: getattr(pair, name) for name in named}
 
 
 def captured(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:

@@ -74,7 +74,9 @@ class AnswerParams(Messenger):
             with torch.no_grad():
                 unconstrained = transform_to(constraint).inv(value.detach()).clone()
             holder.register_parameter(key, nn.Parameter(unconstrained.contiguous()))
-        return holder._parameters[key]  # type: ignore[no-any-return]
+        parameter = holder._parameters[key]
+        assert isinstance(parameter, nn.Parameter)
+        return parameter
 
 
 def adopt_params(pair: nn.Module, names: Iterable[str]) -> None:

@@ -11,6 +11,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.infer import config_enumerate
 from torch import nn
 
+from ppl_gen.core.pair import model_of
 from ppl_gen.core.params import AnswerParams
 from ppl_gen.core.replay import Replay
 from ppl_gen.core.scope import unchecked
@@ -43,7 +44,7 @@ def pointwise_log_likelihood(
     observed = [site for site in sites.values() if site.kind == "observed"]
     _check_pointwise(discrete, observed)
     nesting = -min((p.dim for s in sites.values() for p in s.plates if p.dim), default=0)
-    model = pair.model
+    model = model_of(pair)
     if discrete:
         model = poutine.enum(
             config_enumerate(model, default="parallel"), first_available_dim=-1 - nesting
@@ -55,7 +56,8 @@ def pointwise_log_likelihood(
     for name, msg in trace.nodes.items():
         if msg["type"] != "sample" or kind_of(msg) not in ("discrete", "observed"):
             continue
-        term = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+        function: Any = msg["fn"]
+        term = function.log_prob(msg["value"], *msg["args"], **msg["kwargs"])
         term = scale_and_mask(term, 1.0, msg["mask"])
         if kind_of(msg) == "discrete":
             prior = prior + term

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from torch import nn
 from ppl_gen.core.arguments import bind, move, num_bytes
 from ppl_gen.core.draws import map_draws
 from ppl_gen.core.errors import SiteError, did_you_mean
-from ppl_gen.core.pair import cast, prepare
+from ppl_gen.core.pair import cast, model_of, own_copy, prepare
 from ppl_gen.core.params import AnswerParams
 from ppl_gen.core.replay import Replay
 from ppl_gen.core.scope import isolated, unchecked
@@ -39,6 +38,7 @@ class Posterior:
     Args:
         draws: Draws of latent and deterministic sites by name, (chain, draw, *site), on the CPU.
         latents: Names of the latent sites among them.
+        observed: Names of the observed sites.
         pair: The trained copy of the pair; None for one loaded without it.
         data: The data that the draws belong to; None where a loaded posterior holds none.
         dims: Names of each site's axes, after chain and draw.
@@ -55,6 +55,7 @@ class Posterior:
 
     draws: Draws
     latents: tuple[str, ...]
+    observed: tuple[str, ...] = ()
     pair: nn.Module | None = None
     data: Mapping[str, Any] | None = None
     dims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -80,12 +81,13 @@ class Posterior:
 
     def __repr__(self) -> str:
         """Return what it is in one line a site."""
-        sites = "".join(f"\n  {name} {tuple(value.shape[2:])}" for name, value in self.draws.items())
+        sites = "".join(
+            f"\n  {name} {tuple(value.shape[2:])}" for name, value in self.draws.items()
+        )
         method = self.provenance.get("method", "unknown method")
         stopped = ", interrupted" if self.interrupted else ""
-        return (
-            f"Posterior by {method}: {self.num_chains} chains x {self.num_draws} draws{stopped}{sites}"
-        )
+        chains = f"{self.num_chains} chains x {self.num_draws} draws"
+        return f"Posterior by {method}: {chains}{stopped}{sites}"
 
     @property
     def num_chains(self) -> int:
@@ -159,7 +161,7 @@ class Posterior:
             sites = trace_sites(pair, bound, "model", Unobserve())
             latents = source._latents_for(sites)
             thinned = {name: _thin(source.draws[name], draws) for name in latents}
-            wanted = [name for name, site in sites.items() if site.kind == "observed"]
+            wanted = [name for name in sites if name in self.observed]
             return source._map(
                 lambda values: _run(pair, bound, values, wanted, unobserve=True),
                 thinned,
@@ -192,8 +194,9 @@ class Posterior:
             if improper:
                 msg = f"the prior of {', '.join(improper)} is improper: it cannot be drawn from."
                 raise ValueError(msg)
-            latents = [n for n, s in sites.items() if s.kind in ("latent", "discrete")]
-            observed = [n for n, s in sites.items() if s.kind == "observed"]
+            observed = [n for n in sites if n in self.observed]
+            unseen = [n for n, s in sites.items() if s.kind in ("latent", "discrete")]
+            latents = [n for n in unseen if n not in observed]
             drawn = map_draws(
                 lambda _: _run(pair, bound, {}, latents + observed, unobserve=True),
                 {},
@@ -279,7 +282,9 @@ class Posterior:
     def _run_on(self, data: Mapping[str, Any] | None) -> tuple[nn.Module, dict[str, Any]]:
         """Return pair and data on the CPU in the posterior's dtype, ready to be run."""
         if self.pair is None:
-            msg = "this posterior was loaded without its pair: pg.load(path, pair=pair) gives it one."
+            msg = (
+                "this posterior was loaded without its pair: pg.load(path, pair=pair) gives it one."
+            )
             raise ValueError(msg)
         if data is None and self.data is None:
             msg = "this posterior holds no data: pass the data."
@@ -287,8 +292,10 @@ class Posterior:
         cpu = torch.device("cpu")
         pair = self.pair
         tensors = [*pair.parameters(), *pair.buffers()]
-        if any(t.device != cpu or (t.is_floating_point() and t.dtype != self._dtype) for t in tensors):
-            pair = cast(copy.deepcopy(pair), self._dtype, cpu)
+        if any(
+            t.device != cpu or (t.is_floating_point() and t.dtype != self._dtype) for t in tensors
+        ):
+            pair = cast(own_copy(pair), self._dtype, cpu)
         bound = dict(self.data or {}) if data is None else bind(pair, data)
         return pair, move(bound, self._dtype, cpu)
 
@@ -319,9 +326,7 @@ class Posterior:
         size = num_bytes(self.data or {})
         if not draws:
             count = num_draws or max(self.num_draws, 1)
-            flat = map_draws(
-                function, {}, num_draws=count * self.num_chains, bytes_per_draw=size
-            )
+            flat = map_draws(function, {}, num_draws=count * self.num_chains, bytes_per_draw=size)
             return {n: v.reshape(self.num_chains, count, *v.shape[1:]) for n, v in flat.items()}
         chains, count = next(iter(draws.values())).shape[:2]
         flat = map_draws(
@@ -341,9 +346,10 @@ def assemble(posterior: Posterior) -> Posterior:
         pair, data = posterior._run_on(_first_rows(posterior))
     else:
         pair, data = posterior._run_on(None)
+    found = trace_sites(pair, data)
     sites = {
         name: site
-        for name, site in trace_sites(pair, data).items()
+        for name, site in found.items()
         if not (posterior.local_plate and site.inside(posterior.local_plate))
     }
     wanted = [name for name, site in sites.items() if site.kind == "deterministic"]
@@ -358,7 +364,10 @@ def assemble(posterior: Posterior) -> Posterior:
         for plate in site.plates
         if any(plate.name in dims.get(drawn, ()) for drawn in draws) or site.kind == "observed"
     }
-    return dataclasses.replace(posterior, draws=draws, dims=dims, coords=coords)
+    observed = tuple(name for name, site in found.items() if site.kind == "observed")
+    return dataclasses.replace(
+        posterior, draws=draws, dims=dims, coords=coords, observed=observed or posterior.observed
+    )
 
 
 def _first_rows(posterior: Posterior) -> dict[str, Any]:
@@ -366,7 +375,9 @@ def _first_rows(posterior: Posterior) -> dict[str, Any]:
     sizes = [len(v) for v in data.values() if isinstance(v, torch.Tensor) and v.ndim]
     longest = max(sizes, default=0)
     return {
-        name: value[:2] if isinstance(value, torch.Tensor) and value.ndim and len(value) == longest else value
+        name: value[:2]
+        if isinstance(value, torch.Tensor) and value.ndim and len(value) == longest
+        else value
         for name, value in data.items()
     }
 
@@ -398,6 +409,5 @@ def _run(
     replay = Replay(values, wanted)
     unobserved = Unobserve() if unobserve else contextlib.nullcontext()
     with torch.no_grad(), unchecked(), AnswerParams(pair), replay, StartValues(), unobserved:
-        pair.model(**data)
+        model_of(pair)(**data)
     return replay.found
-

@@ -39,7 +39,7 @@ def seeded(seed: int) -> Iterator[None]:
         seed: The seed, at least 0.
     """
     python_state = random.getstate()
-    numpy_state = np.random.get_state()  # noqa: NPY002 - the legacy state is what is protected
+    numpy_state = np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         try:
@@ -47,7 +47,7 @@ def seeded(seed: int) -> Iterator[None]:
             yield
         finally:
             random.setstate(python_state)
-            np.random.set_state(numpy_state)  # noqa: NPY002
+            np.random.set_state(numpy_state)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ among the package's own, a user's pair is passed in.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import importlib
 import json
@@ -15,13 +14,13 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from ppl_gen.core.errors import LoadError, unknown
-from ppl_gen.core.pair import as_pair, pair_config
+from ppl_gen.core.pair import as_pair, own_copy, pair_config
 from ppl_gen.core.params import adopt_params
 from ppl_gen.core.posterior import Posterior
 
@@ -96,6 +95,7 @@ def load(path: str | Path, pair: Any = None) -> Posterior:
     return Posterior(
         draws=draws,
         latents=tuple(manifest["latents"]),
+        observed=tuple(manifest["observed"]),
         pair=_pair(manifest["pair"], pair, weights, path),
         data=data,
         dims={name: tuple(dims) for name, dims in manifest["dims"].items()},
@@ -120,7 +120,9 @@ def _write(posterior: Posterior, folder: Path) -> None:
         if module is not None:
             weights |= {f"{prefix}{name}": value for name, value in module.state_dict().items()}
     # safetensors refuses tensors that share memory, as the weights of a tied layer do.
-    save_file({n: v.detach().cpu().contiguous().clone() for n, v in weights.items()}, folder / _WEIGHTS)
+    save_file(
+        {n: v.detach().cpu().contiguous().clone() for n, v in weights.items()}, folder / _WEIGHTS
+    )
     stored = posterior.data is not None and posterior.local_plate is None
     other: dict[str, Any] = {}
     if stored:
@@ -134,6 +136,7 @@ def _write(posterior: Posterior, folder: Path) -> None:
         "pair": None if posterior.pair is None else _describe(posterior.pair, _PAIRS),
         "guide": None if posterior.guide is None else _describe(posterior.guide, _GUIDES),
         "latents": list(posterior.latents),
+        "observed": list(posterior.observed),
         "dims": {name: list(dims) for name, dims in posterior.dims.items()},
         "coords": dict(posterior.coords),
         "is_mcmc": posterior.is_mcmc,
@@ -151,8 +154,12 @@ def _write_draws(posterior: Posterior, path: Path) -> None:
     import xarray as xr
 
     history = {} if posterior.history is None else {"loss": posterior.history}
-    groups = {"posterior": posterior.draws, "sample_stats": posterior.sample_stats, "history": history}
-    mode = "w"
+    groups = {
+        "posterior": posterior.draws,
+        "sample_stats": posterior.sample_stats,
+        "history": history,
+    }
+    mode: Literal["w", "a"] = "w"
     for group, values in groups.items():
         variables = {}
         # NetCDF forbids some of the characters that site names may have.
@@ -239,7 +246,7 @@ def _pair(
     if described is None:
         return None
     if given is not None:
-        pair = copy.deepcopy(as_pair(given))
+        pair = own_copy(as_pair(given))
         if type(pair).__name__ != described["class"]:
             msg = f"{path} holds a {described['class']}, got a {type(pair).__name__}."
             raise LoadError(msg)
@@ -257,8 +264,12 @@ def _fill(module: nn.Module, weights: dict[str, torch.Tensor], prefix: str, path
     state = {n.removeprefix(prefix): v for n, v in weights.items() if n.startswith(prefix)}
     own = module.state_dict()
     wrong = sorted(
-        (own.keys() ^ state.keys()) | {n for n in own.keys() & state.keys()
-        if own[n].shape != state[n].shape and "pyro_params" not in n}
+        (own.keys() ^ state.keys())
+        | {
+            n
+            for n in own.keys() & state.keys()
+            if own[n].shape != state[n].shape and "pyro_params" not in n
+        }
     )
     if wrong:
         msg = (

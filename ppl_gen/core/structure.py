@@ -95,7 +95,9 @@ def kind_of(msg: Mapping[str, Any]) -> Kind:
 
 
 def _base(function: Any) -> Any:
-    while isinstance(function, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
+    while isinstance(
+        function, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution
+    ):
         function = function.base_dist
     return function
 
@@ -147,6 +149,8 @@ class _Record(Messenger):
                 got=type(value).__name__,
                 remedy="Pass the observed values as tensors or arrays.",
             )
+        if kind == "observed":
+            function.log_prob(value)  # shapes that do not fit, or values outside of the support
         self.sites[msg["name"]] = Site(
             name=msg["name"],
             kind=kind,

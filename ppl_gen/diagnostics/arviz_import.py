@@ -1,5 +1,6 @@
 """The one place where ArviZ is imported."""
 
+import importlib
 import warnings
 from types import ModuleType
 
@@ -23,6 +24,4 @@ def import_arviz() -> ModuleType:
         warnings.filterwarnings(
             "ignore", message=r"\s*ArviZ is undergoing a major refactor", category=FutureWarning
         )
-        import arviz
-
-    return arviz
+        return importlib.import_module("arviz")

@@ -106,9 +106,7 @@ def ess_tail(draws: ArrayLike) -> NDArray[np.float64]:
     """
     arviz = import_arviz()
     # The lines of ArviZ differ in their default for `prob`.
-    return _over_elements(
-        lambda column: arviz.ess(column, method="tail", prob=(0.05, 0.95)), draws
-    )
+    return _over_elements(lambda column: arviz.ess(column, method="tail", prob=(0.05, 0.95)), draws)
 
 
 def mcse_mean(draws: ArrayLike) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ from ppl_gen.core import GuideDraws, LogDensity
 from ppl_gen.core.arguments import num_bytes
 from ppl_gen.core.draws import map_draws
 from ppl_gen.core.log_density import enumeration_dim, log_joint
+from ppl_gen.core.pair import guide_of, model_of
 from ppl_gen.core.params import AnswerParams
 from ppl_gen.core.replay import Replay
 from ppl_gen.core.scope import unchecked
@@ -80,10 +81,9 @@ class GaussianGuide(nn.Module):
     def log_prob(self, vectors: torch.Tensor) -> torch.Tensor:
         """Return the log density of vectors, (n, dim) to (n,)."""
         centred = (vectors - self.loc).mT
-        noise = torch.linalg.solve_triangular(self.scale_tril, centred, upper=False)
-        return -0.5 * noise.square().sum(0) - self.log_scale.sum() - 0.5 * self.dim * math.log(
-            2.0 * math.pi
-        )
+        noise: torch.Tensor = torch.linalg.solve_triangular(self.scale_tril, centred, upper=False)
+        constant = 0.5 * self.dim * math.log(2.0 * math.pi)
+        return -0.5 * noise.square().sum(0) - self.log_scale.sum() - constant
 
     @torch.no_grad()
     def draw(self, pair: nn.Module, data: Mapping[str, Any], draws: int) -> GuideDraws:
@@ -116,12 +116,14 @@ class PairGuide(nn.Module):
         ]
         left = {n: s for n, s in model_sites.items() if n not in names}
         enumerated_below = enumeration_dim(left)
+        guide = guide_of(pair)
+        assert guide is not None
 
         def one(_: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             with torch.no_grad(), unchecked(), AnswerParams(pair), _Unscaled(names):
                 kept = Replay({}, names)
-                log_q = log_joint(pair.guide, data, kept, None)
-                log_prob = log_joint(pair.model, data, Replay(kept.found), enumerated_below)
+                log_q = log_joint(guide, data, kept, None)
+                log_prob = log_joint(model_of(pair), data, Replay(kept.found), enumerated_below)
             return {**kept.found, ":log_q": log_q, ":log_prob": log_prob}
 
         drawn = map_draws(one, {}, num_draws=draws, bytes_per_draw=4 * num_bytes(data))

@@ -84,9 +84,7 @@ class _ChainOptions:
         draws = torch.stack(vectors, dim=1)
         return Result(
             draws=density.constrain(draws),
-            sample_stats={
-                key: torch.stack([one[key] for one in stats], dim=1) for key in stats[0]
-            },
+            sample_stats={key: torch.stack([one[key] for one in stats], dim=1) for key in stats[0]},
             data=density.data,
             gradient_evaluations=sum(chain.gradient_evaluations for chain in chains),
             interrupted=interrupted,

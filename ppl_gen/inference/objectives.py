@@ -12,7 +12,7 @@ from torch import nn
 
 from ppl_gen.core import LogDensity
 from ppl_gen.core.check import guide_problems
-from ppl_gen.core.pair import prepare
+from ppl_gen.core.pair import model_of, prepare
 from ppl_gen.core.params import AnswerParams
 from ppl_gen.core.scope import unchecked
 from ppl_gen.core.structure import Site, trace_sites
@@ -91,7 +91,7 @@ class PairObjective:
         for problem in guide_problems(pair, data, self.model_sites):
             raise problem
         guide_sites = trace_sites(pair, data, "guide")
-        self.model = pair.model
+        self.model = model_of(pair)
         self.elbo = _pyro_elbo(self.model_sites, guide_sites, particles)
         if isinstance(self.elbo, TraceEnum_ELBO):
             self.model = config_enumerate(self.model)
@@ -116,17 +116,16 @@ class PairObjective:
         return _not_finite({n: float(s.value.sum()) for n, s in guide_sites.items()})
 
 
-def _pyro_elbo(
-    model: Mapping[str, Site], guide: Mapping[str, Site], particles: int
-) -> Trace_ELBO | TraceEnum_ELBO | TraceMeanField_ELBO:
+def _pyro_elbo(model: Mapping[str, Site], guide: Mapping[str, Site], particles: int) -> Any:
     nesting = -min((p.dim for s in model.values() for p in s.plates if p.dim), default=0)
-    options = {"num_particles": particles, "max_plate_nesting": nesting}
+    options: dict[str, Any] = {"num_particles": particles, "max_plate_nesting": nesting}
     if any(site.kind == "discrete" and name not in guide for name, site in model.items()):
         return TraceEnum_ELBO(**options)
     in_model = [name for name, site in model.items() if site.kind in ("latent", "discrete")]
     in_guide = [name for name, site in guide.items() if site.kind in ("latent", "discrete")]
     continuous = all(site.kind != "discrete" for site in model.values())
-    return (TraceMeanField_ELBO if in_model == in_guide and continuous else Trace_ELBO)(**options)
+    exact: Any = TraceMeanField_ELBO if in_model == in_guide and continuous else Trace_ELBO
+    return exact(**options)
 
 
 def _not_finite(terms: Mapping[str, float]) -> str:

@@ -141,7 +141,10 @@ class SVI:
             batches = None if self.batch_size is None else self._split(pair, data)
             look = data if batches is None else batches.rows(torch.arange(2, device=problem.device))
             objective = PairObjective(
-                pair, prepare(pair, look), self.particles or 1, batches and batches.scale
+                pair,
+                prepare(pair, look),
+                self.particles or 1,
+                None if batches is None else batches.scale,
             )
             pair.train()
             training = _Training(objective, batches, data, self, problem, 1e-3)
@@ -162,7 +165,7 @@ class SVI:
         return Result(
             draws={name: value.unsqueeze(0) for name, value in draws.items()},
             sample_stats={name: value.unsqueeze(0) for name, value in stats.items()},
-            local_plate=batches and batches.plate,
+            local_plate=None if batches is None else batches.plate,
             guide=objective.guide,
             history=training.history(),
             elbo=elbo,
@@ -199,11 +202,12 @@ class SVI:
         with torch.no_grad():
             guide.loc.copy_(start)
         objective = GaussianObjective(
-            density, guide, self.particles or 8, batches and batches.scale
+            density, guide, self.particles or 8, None if batches is None else batches.scale
         )
         training = _Training(objective, batches, None, self, problem, 0.05)
         with default_dtype(dtype):
             failure, interrupted = training.run()
+        elbo: tuple[float, float] | None
         if batches is None:
             drawn = guide.draw_from(density, self.draws)
             stats = {"lp": drawn.log_prob, "log_q": drawn.log_q}
@@ -214,13 +218,14 @@ class SVI:
             with torch.no_grad():
                 draws = density.constrain(guide.rsample(self.draws))
             stats = {}
-            elbo = _epoch_elbo(objective, batches) if failure is None and not interrupted else None
+            ended = failure is None and not interrupted
+            elbo = _epoch_elbo(objective, batches) if ended else None
             data = problem.data
         return Result(
             draws={name: value.detach().unsqueeze(0) for name, value in draws.items()},
             sample_stats={name: value.unsqueeze(0) for name, value in stats.items()},
             data=data,
-            local_plate=batches and batches.plate,
+            local_plate=None if batches is None else batches.plate,
             guide=guide,
             history=training.history(),
             elbo=elbo,
@@ -283,7 +288,9 @@ class _Training:
                     bar.advance(f"loss {self._recent():.5g}" if bar.due() else "")
                     if self.callback is not None and step % self.per_epoch == 0:
                         seconds = time.perf_counter() - started
-                        self._call_back(EpochInfo(epoch, step, self._epoch_loss(), self._pair, seconds))
+                        self._call_back(
+                            EpochInfo(epoch, step, self._epoch_loss(), self._pair, seconds)
+                        )
             except KeyboardInterrupt:
                 if not self.losses:
                     raise
@@ -330,7 +337,7 @@ class _Training:
             message = self._failure(value, epoch, position, batch)
             self._go_back()
             return message
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
         self.schedule.step()
         self.losses.append(value)
@@ -362,7 +369,9 @@ class _Training:
             except (ValueError, RuntimeError) as error:
                 blamed = str(error)
             if not blamed:
-                blamed = f"parameter '{self._worst_gradient(batch)}' gets a gradient that is not finite"
+                blamed = (
+                    f"parameter '{self._worst_gradient(batch)}' gets a gradient that is not finite"
+                )
         return (
             f"the loss became {value} at {where}: {blamed}. Lower the learning rate, check the "
             "scale of the data, or keep scales away from zero. `error.posterior` holds the last "
@@ -370,7 +379,7 @@ class _Training:
         )
 
     def _worst_gradient(self, batch: Any) -> str:
-        self.objective.loss(batch).backward()  # type: ignore[no-untyped-call]
+        self.objective.loss(batch).backward()
         for name, parameter in self.parameters.items():
             if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
                 return name

@@ -65,7 +65,8 @@ class Measurements:
         if parameter not in self.parameters:
             raise unknown("parameter", parameter, self.parameters)
         site, index = self.parameters[parameter]
-        return {method: draws[(..., *index)] for method, draws in self.sites[site].items()}
+        element: tuple[Any, ...] = (slice(None), slice(None), *index)
+        return {method: draws[element] for method, draws in self.sites[site].items()}
 
 
 def measure(posteriors: Mapping[str, Posterior], reference: str) -> Measurements:
@@ -235,7 +236,9 @@ def _parameter_table(
 
     frames = []
     for site, methods in sites.items():
-        rows = {method: _parameter_rows(posteriors[method], draws) for method, draws in methods.items()}
+        rows = {
+            method: _parameter_rows(posteriors[method], draws) for method, draws in methods.items()
+        }
         target = rows[reference]
         # A reference that does not vary has no unit to measure an error in: NaN.
         unit = np.where(target["sd"] > 0.0, target["sd"], np.nan)
@@ -325,7 +328,7 @@ def _notes(
             count = int(methods.loc[name, "divergences"])
             total = posterior.num_chains * posterior.num_draws
             notes.append(
-                f"{role}{name} has {count} divergent transition{'s' if count > 1 else ''} of {total}: "
+                f"{role}{name} has {count} divergent transitions of {total}: "
                 "more than a few mean that it misses a part of the posterior."
             )
     return tuple(notes)

@@ -6,8 +6,10 @@ from ppl_gen.models.eight_schools import EightSchools
 from ppl_gen.models.gaussian_mixture import GaussianMixture
 from ppl_gen.models.linear_regression import BayesianLinearRegression
 from ppl_gen.models.logistic_regression import BayesianLogisticRegression
+from ppl_gen.models.vae import VAE
 
 __all__ = [
+    "VAE",
     "BayesianLinearRegression",
     "BayesianLogisticRegression",
     "EightSchools",

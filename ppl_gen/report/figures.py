@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Marginal", "colours", "draw_marginal", "draw_marginals"]
+__all__ = ["LineStyle", "Marginal", "colours", "draw_marginal", "draw_marginals"]
 
 Array = NDArray[np.float64]
 
@@ -23,7 +23,8 @@ REFERENCE_COLOUR = "#8a8f98"
 # Okabe and Ito's colours, told apart with every kind of colour vision, without black and yellow,
 # which are lost on a dark or on a white page.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_LINE_STYLES = ("-", "--", ":", "-.")
+LineStyle = Literal["-", "--", ":", "-."]
+_LINE_STYLES: tuple[LineStyle, ...] = ("-", "--", ":", "-.")
 _POINTS = 256
 # How far from the reference's median, in its (robust) standard deviations, an axis may go.
 _WIDEST = 8.0
@@ -46,7 +47,7 @@ class Marginal:
     reference: str
 
 
-def colours(methods: Sequence[str], reference: str) -> dict[str, tuple[str, str]]:
+def colours(methods: Sequence[str], reference: str) -> dict[str, tuple[str, LineStyle]]:
     """Give each method a colour and a line style, the same in every panel.
 
     Args:
@@ -61,7 +62,7 @@ def colours(methods: Sequence[str], reference: str) -> dict[str, tuple[str, str]
         >>> colours(["svi", "nuts"], "nuts")["nuts"]
         ('#8a8f98', '-')
     """
-    styles = {reference: (REFERENCE_COLOUR, "-")}
+    styles: dict[str, tuple[str, LineStyle]] = {reference: (REFERENCE_COLOUR, "-")}
     for index, method in enumerate(method for method in methods if method != reference):
         line = _LINE_STYLES[index // len(_COLOURS) % len(_LINE_STYLES)]
         styles[method] = (_COLOURS[index % len(_COLOURS)], line)
@@ -102,14 +103,16 @@ def draw_marginals(marginals: Sequence[Marginal], title: str | None = None) -> F
 def draw_marginal(panel: Axes, marginal: Marginal, ink: str = "black") -> None:
     """Draw the densities of one parameter: the reference filled, the others as lines.
 
-    The axis holds the middle 99.8 % of each method, unless that is so far from the reference's median
-    that it would squeeze it: a method that lies outside is then named at the edge.
+    The axis holds the middle 99.8 % of each method, unless that is so far from the reference that
+    it would squeeze it: a method that lies outside is then named at the edge.
 
     Args:
         panel: Where to draw.
         marginal: What to draw.
         ink: Colour of axis and text.
     """
+    from matplotlib.ticker import MaxNLocator
+
     low, high = _range(marginal)
     grid = np.linspace(low, high, _POINTS)
     styles = colours(list(marginal.draws), marginal.reference)
@@ -134,19 +137,13 @@ def draw_marginal(panel: Axes, marginal: Marginal, ink: str = "black") -> None:
     panel.set_title(marginal.parameter, fontsize=9, color=ink, parse_math=False)
     panel.set_yticks([])
     panel.set_facecolor("none")
-    panel.xaxis.set_major_locator(_few_ticks())
+    panel.xaxis.set_major_locator(MaxNLocator(4))
     panel.tick_params(axis="x", colors=ink, labelsize=8)
     panel.xaxis.get_offset_text().set(fontsize=8, color=ink)
     for side in ("top", "left", "right"):
         panel.spines[side].set_visible(False)
     panel.spines["bottom"].set_color(ink)
     _name_what_is_outside(panel, marginal, low, high, styles)
-
-
-def _few_ticks() -> object:
-    from matplotlib.ticker import MaxNLocator
-
-    return MaxNLocator(4)
 
 
 def _range(marginal: Marginal) -> tuple[float, float]:
@@ -167,7 +164,7 @@ def _name_what_is_outside(
     marginal: Marginal,
     low: float,
     high: float,
-    styles: Mapping[str, tuple[str, str]],
+    styles: Mapping[str, tuple[str, LineStyle]],
 ) -> None:
     """Write the names of methods that have most of their draws beyond an end of the axis."""
     height = 0.92
@@ -175,7 +172,9 @@ def _name_what_is_outside(
         below, above = float((draws < low).mean()), float((draws > high).mean())
         if max(below, above) <= 0.5:
             continue
-        text = f"\N{LEFTWARDS ARROW} {method}" if below > above else f"{method} \N{RIGHTWARDS ARROW}"
+        text = (
+            f"\N{LEFTWARDS ARROW} {method}" if below > above else f"{method} \N{RIGHTWARDS ARROW}"
+        )
         panel.text(
             0.02 if below > above else 0.98,
             height,

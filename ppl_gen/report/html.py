@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ppl_gen.judge import Measurements
 from ppl_gen.report.figures import Marginal, colours, draw_marginal
-from ppl_gen.report.tables import method_table, parameter_table
+from ppl_gen.report.tables import NOT_APPLICABLE, method_table, parameter_table
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -43,7 +43,7 @@ def page(measurements: Measurements, marginals: Sequence[Marginal]) -> str:
             **_context(measurements, None),
             legend=[(name, colour, _DASHES[line]) for name, (colour, line) in styles.items()],
             panels=[
-                (marginal.parameter, Markup(_panel(marginal, f"panel-{index}-")))  # noqa: S704
+                (marginal.parameter, Markup(_panel(marginal, f"panel-{index}-")))
                 for index, marginal in enumerate(marginals)
             ],
         )
@@ -117,6 +117,7 @@ def _context(measurements: Measurements, max_parameters: int | None) -> dict[str
         "methods": method_table(measurements),
         "notes": measurements.notes,
         "left_out": measurements.left_out,
+        "blank": NOT_APPLICABLE,
     }
 
 
@@ -137,7 +138,9 @@ def _panel(marginal: Marginal, prefix: str) -> str:
     buffer = io.StringIO()
     # Text stays text, and the same draws give the same file.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix}):
-        canvas.print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        canvas.print_svg(
+            buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

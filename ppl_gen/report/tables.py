@@ -120,7 +120,7 @@ def method_table(measurements: Measurements) -> Table:
         groups.append(Group(str(name), [row]))
     headings = (
         "method",
-        "chains × draws",
+        "draws",
         "ELBO",
         "seconds",
         "gradients",
@@ -149,7 +149,11 @@ def render(tables: Sequence[Table], lines: Sequence[str]) -> str:
     from rich.text import Text
 
     console = Console(
-        file=io.StringIO(), width=_WIDTH, color_system=None, force_terminal=False, legacy_windows=False
+        file=io.StringIO(),
+        width=_WIDTH,
+        color_system=None,
+        force_terminal=False,
+        legacy_windows=False,
     )
     for table in tables:
         grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))

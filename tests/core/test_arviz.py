@@ -6,11 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
+import torch
 from numpy.typing import NDArray
+
+import ppl_gen as pg
 from ppl_gen.core.arviz import GROUPS, to_arviz
 from ppl_gen.core.errors import SiteError
 from ppl_gen.diagnostics import import_arviz
+from ppl_gen.inference import NUTS
 
 pytestmark = pytest.mark.arviz
 
@@ -199,6 +205,39 @@ def test_errors_name_site_and_remedy(
         to_arviz(groups, dims)
     if message.startswith("site"):
         assert isinstance(error.value, SiteError)
+
+
+def test_a_fit_from_end_to_end() -> None:
+    x = torch.linspace(-1.0, 1.0, 12)
+    data = {"x": x, "y": 1.0 + 2.0 * x + 0.1 * torch.tensor([1.0, -1.0]).repeat(6)}
+
+    def model(x: torch.Tensor, y: torch.Tensor | None = None) -> None:
+        intercept = pyro.sample("intercept", dist.Normal(0.0, 5.0))
+        slope = pyro.sample("slope", dist.Normal(0.0, 5.0))
+        with pyro.plate("row", len(x)):
+            mean = pyro.deterministic("mean", intercept + slope * x)
+            pyro.sample("y", dist.Normal(mean, 0.5), obs=y)
+
+    posterior = pg.fit(model, data, NUTS(chains=2, draws=60, warmup=60), seed=0, progress=False)
+    arviz = import_arviz()
+    container = posterior.to_arviz()
+    written = container.groups() if callable(container.groups) else container.groups
+    assert {group.strip("/") for group in written} - {""} == set(GROUPS)
+    assert set(container["posterior"].data_vars) == {"intercept", "slope", "mean"}
+    assert container["posterior"]["mean"].dims == ("chain", "draw", "row")
+    assert set(container["prior"].data_vars) == {"intercept", "slope"}
+    for group in ("observed_data", "posterior_predictive", "log_likelihood"):
+        assert set(container[group].data_vars) == {"y"}, group
+        assert container[group]["y"].sizes["row"] == 12
+    for statistic in ("diverging", "energy", "lp", "tree_depth", "n_steps"):
+        assert container["sample_stats"][statistic].shape == (2, 60)
+    assert container.attrs["method"] == "NUTS"
+    # The densities that loo reads are those of the model, in the order of the data.
+    mean, y = container["posterior"]["mean"].values, data["y"].numpy()
+    expected = -0.5 * ((y - mean) / 0.5) ** 2 - np.log(0.5 * np.sqrt(2 * np.pi))
+    np.testing.assert_allclose(container["log_likelihood"]["y"], expected, atol=1e-5)
+    assert {"intercept", "mean[11]"} <= set(arviz.summary(container).index)
+    assert arviz.loo(container) is not None
 
 
 def test_nothing_heavy_is_imported_with_the_module() -> None:

@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
 from ppl_gen.diagnostics import bfmi, ess_bulk, ess_tail, import_arviz, mcse_mean, rhat
 
 pytestmark = pytest.mark.arviz

@@ -1,4 +1,4 @@
-"""Linear regression against closed forms and quadrature, logistic regression against its density."""
+"""Linear regression against closed forms and quadrature, logistic against its density."""
 
 from __future__ import annotations
 
@@ -47,9 +47,7 @@ def log_joint(pair: Any, values: Any, data: Any) -> Any:
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_joint_density_is_exact_posterior_times_evidence_everywhere(
-    options: Any, data: Any
-) -> None:
+def test_joint_density_is_exact_posterior_times_evidence(options: Any, data: Any) -> None:
     pair = BayesianLinearRegression(2, **options)
     exact = pair.exact_posterior(**data)
     for seed in range(3):

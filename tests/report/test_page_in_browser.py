@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+
 from ppl_gen.core import Posterior
 from ppl_gen.report import compare
 
-BROWSER = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))),
-    None,
-)
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+BROWSER = next((path for name in NAMES if (path := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium, which is not installed")
 
 # The protocol has its ends at the descriptors 3 and 4, which may be taken by either pipe already.
@@ -29,6 +28,17 @@ for end, place in zip(ends, (3, 4)):
     os.close(end)
 os.execv(sys.argv[3], sys.argv[3:])
 """
+OPTIONS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--remote-debugging-pipe",
+)
 
 
 class Page:
@@ -38,11 +48,9 @@ class Page:
         assert BROWSER is not None
         to_browser, self._write = os.pipe()
         self._read, from_browser = os.pipe()
+        pipes, folder = (str(to_browser), str(from_browser)), f"--user-data-dir={profile}"
         self._process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCH, str(to_browser), str(from_browser), BROWSER]
-            + ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-            + ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-            + ["--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"],
+            [sys.executable, "-c", LAUNCH, *pipes, BROWSER, *OPTIONS, folder, "about:blank"],
             pass_fds=(to_browser, from_browser),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

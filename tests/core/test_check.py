@@ -1,0 +1,181 @@
+"""Each fault that `check` promises to find, planted on purpose; and none found where none is."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+from ppl_gen import Pair, check, fit
+from ppl_gen.core import SiteError
+from ppl_gen.inference import SVI
+
+Y = torch.tensor([1.0, 2.0, 3.0, 4.0])
+
+
+class Good(Pair):
+    """A hierarchical pair with nothing wrong; subclasses plant one fault each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.tensor(0.1))
+
+    def top(self) -> torch.Tensor:
+        return pyro.sample("scale", dist.HalfNormal(1.0))
+
+    def model(self, y: torch.Tensor) -> None:
+        scale = self.top()
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(self.loc, scale))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    def guide(self, y: torch.Tensor) -> None:
+        pyro.sample("scale", dist.LogNormal(0.0, 0.1))
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal(y / 2, 1.0))
+
+
+class MissesLatent(Good):
+    def guide(self, y: torch.Tensor) -> None:
+        pyro.sample("scale", dist.LogNormal(0.0, 0.1))
+
+
+class AddsLatent(Good):
+    def guide(self, y: torch.Tensor) -> None:
+        super().guide(y)
+        pyro.sample("extra", dist.Normal(0.0, 1.0))
+
+
+class OtherShape(Good):
+    def guide(self, y: torch.Tensor) -> None:
+        pyro.sample("scale", dist.LogNormal(torch.zeros(2), 0.1).to_event(1))
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal(y / 2, 1.0))
+
+
+class OtherPlate(Good):
+    def guide(self, y: torch.Tensor) -> None:
+        pyro.sample("scale", dist.LogNormal(0.0, 0.1))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("z", dist.Normal(y / 2, 1.0))
+
+
+class OtherSupport(Good):
+    def guide(self, y: torch.Tensor) -> None:
+        pyro.sample("scale", dist.Normal(1.0, 0.1))
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal(y / 2, 1.0))
+
+
+class SamplesObserved(Good):
+    def guide(self, y: torch.Tensor) -> None:
+        super().guide(y)
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(0.0, 1.0))
+
+
+class OtherArguments(Good):
+    def guide(self, x: torch.Tensor) -> None:  # type: ignore[override]
+        super().guide(x)
+
+
+class NoGradient(Good):
+    def __init__(self) -> None:
+        super().__init__()
+        self.forgotten = nn.Parameter(torch.zeros(2))
+
+
+class NotFinite(Good):
+    def model(self, y: torch.Tensor) -> None:
+        super().model(y)
+        pyro.factor("wrong", torch.tensor(float("-inf")))
+
+
+class OutsideSupport(Good):
+    def model(self, y: torch.Tensor) -> None:
+        rate = self.top()
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Exponential(rate), obs=-y)
+
+
+class OutsideThePlate(Good):
+    guide = None  # type: ignore[assignment]
+
+    def model(self, y: torch.Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        pyro.sample("again", dist.Normal(mean, 1.0).expand(y.shape).to_event(1), obs=y)
+
+
+class WrongScale(OutsideThePlate):
+    def model(self, y: torch.Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)), pyro.poutine.scale(scale=100.0 / len(y)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+FAULTS: dict[type[Pair], str] = {
+    MissesLatent: "site 'z': expected to be sampled in the guide, got no such site",
+    AddsLatent: "site 'extra': .*a site that the model has not",
+    OtherShape: r"site 'scale': expected shape \(\).*got shape \(2,\)",
+    OtherPlate: r"site 'z': expected the plates \['data'\].*\['rows'\]",
+    OtherSupport: r"site 'scale': expected the model's support .*Normal",
+    SamplesObserved: "site 'y': .*observed in the model",
+    OtherArguments: r"the model's arguments \(y\), got \(x\)",
+    NoGradient: "site 'forgotten': .*got no gradient",
+    NotFinite: "site 'wrong': expected a finite log density",
+    OutsideSupport: "support",
+    OutsideThePlate: "scaled wrongly.*again is outside the plate",
+    WrongScale: "scaled wrongly",
+}
+
+
+@pytest.mark.parametrize("pair", FAULTS)
+def test_each_fault_is_found_alone(pair: type[Pair]) -> None:
+    import re
+
+    problems = check(pair(), {"y": Y}).problems
+    assert len(problems) == 1, problems
+    assert re.search(FAULTS[pair], problems[0])
+
+
+@pytest.mark.parametrize(
+    "pair", [p for p in FAULTS if p in (MissesLatent, AddsLatent, OtherShape, OtherSupport)]
+)
+def test_fit_refuses_what_check_finds_in_a_guide(pair: type[Pair]) -> None:
+    with pytest.raises(SiteError):
+        fit(pair(), {"y": Y}, SVI(guide="pair", steps=1), progress=False)
+
+
+def test_a_good_pair_is_found_good() -> None:
+    report = check(Good(), {"y": Y})
+    assert report.ok, report
+    assert "Nothing is wrong" in str(report)
+    assert "z: latent Normal, shape (4,) in data" in str(report)
+
+
+def test_long_data_are_looked_at_in_part() -> None:
+    seen = []
+
+    class Watched(Good):
+        def model(self, y: torch.Tensor) -> None:
+            seen.append(len(y))
+            super().model(y)
+
+    assert check(Watched(), {"y": torch.zeros(100_000)}).ok
+    assert max(seen) < 100
+
+
+def test_bad_data_and_models_without_latents() -> None:
+    cases: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
+        (Good().model, {"x": Y}, "data has 'x'"),
+        (Good().model, {"y": torch.full((4,), float("nan"))}, "NaN"),
+        (lambda y: None, {"y": Y}, "no latent site"),
+        (lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), {}, "observes nothing"),
+    ]
+    for model, data, message in cases:
+        assert any(message in p for p in check(model, data).problems)

@@ -1,0 +1,113 @@
+"""Mini-batches: summed over an epoch they are the whole, exactly, a short last batch included."""
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.poutine.messenger import Messenger
+
+from ppl_gen.core import Pair
+from ppl_gen.core.minibatch import MiniBatches, split
+from ppl_gen.inference import SVI
+from ppl_gen.inference.objectives import PairObjective
+
+N, BATCH = 10, 4  # batches of 4, 4 and 2
+
+
+class Line(Pair):
+    """A line through weighted points; its guide is a point mass, so that the ELBO is exact."""
+
+    def __init__(self, plate: str = "natural") -> None:
+        super().__init__()
+        self.plate = plate
+        self.at = torch.nn.Parameter(torch.tensor([0.3, -0.2]))
+
+    def rows(self, x: torch.Tensor) -> Any:
+        if self.plate == "natural":
+            return pyro.plate("data", len(x))
+        return pyro.plate("data", N, subsample_size=len(x))
+
+    def model(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with self.rows(x):
+            pyro.sample("y", dist.Normal(w[0] + w[1] * x, 0.5), obs=y)
+
+    def guide(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        pyro.sample("w", dist.Delta(self.at, event_dim=1))
+
+
+def data() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {name: torch.randn(N, generator=generator) for name in ("x", "y")}
+
+
+def gradient(pair: Line, batch: dict[str, Any], scale: Messenger | None) -> torch.Tensor:
+    objective = PairObjective(pair, batch, particles=1, scale=scale)
+    (value,) = torch.autograd.grad(objective.loss(batch), [pair.at])
+    return value
+
+
+@pytest.mark.parametrize("plate", ["natural", "subsample_size"])
+def test_the_mean_gradient_of_an_epoch_is_that_of_the_whole_data(plate: str) -> None:
+    pair = Line(plate)
+    whole = gradient(pair, data(), None)
+    batches = MiniBatches(data(), ("x", "y"), "data", N, BATCH)
+    parts = [gradient(pair, batch, batches.scale) for batch in batches.epoch()]
+    assert len(parts) == batches.num_batches == 3
+    torch.testing.assert_close(torch.stack(parts).mean(0), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_scaling_each_batch_by_its_own_size_is_found_wrong() -> None:
+    """The negative control: what a plate with subsample_size does on its own."""
+    pair = Line("subsample_size")
+    whole = gradient(pair, data(), None)
+    batches = MiniBatches(data(), ("x", "y"), "data", N, BATCH)
+    parts = [gradient(pair, batch, None) for batch in batches.epoch(shuffle=False)]
+    assert (torch.stack(parts).mean(0) - whole).abs().max() > 0.1
+
+
+def test_an_epoch_has_each_row_once() -> None:
+    rows = {"x": torch.arange(N), "other": torch.zeros(3)}
+    batches = MiniBatches(rows, ("x",), "data", N, BATCH)
+    epoch = [batch["x"] for batch in batches.epoch()]
+    assert [len(batch) for batch in epoch] == [4, 4, 2]
+    assert sorted(torch.cat(epoch).tolist()) == list(range(N))
+    assert torch.cat(epoch).tolist() != list(range(N))
+
+
+def test_the_plate_over_the_data_is_found_among_others() -> None:
+    def model(x: torch.Tensor, groups: torch.Tensor) -> None:
+        with pyro.plate("group", len(groups)):
+            level = pyro.sample("level", dist.Normal(groups, 1.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(level[0], 1.0), obs=x)
+
+    from ppl_gen.core.pair import as_pair
+
+    values = {"x": torch.zeros(N), "groups": torch.zeros(3)}
+    assert split(as_pair(model), values, BATCH).plate == "rows"
+    assert split(as_pair(model), values, 2, "group").names == ("groups",)
+    with pytest.raises(ValueError, match=r"plate 'row' is not over.*Did you mean 'rows'"):
+        split(as_pair(model), values, BATCH, "row")
+    with pytest.raises(ValueError, match="larger than the data, which has 10 rows"):
+        split(as_pair(model), values, 11)
+
+
+def test_a_model_without_a_plate_over_its_rows_is_refused() -> None:
+    def model(x: torch.Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(mean, 1.0).expand(x.shape).to_event(1), obs=x)
+
+    from ppl_gen.core.pair import as_pair
+
+    with pytest.raises(ValueError, match="need a plate over the rows"):
+        split(as_pair(model), {"x": torch.zeros(N)}, BATCH)
+
+
+def test_options_of_mini_batches() -> None:
+    with pytest.raises(ValueError, match="give batch_size"):
+        SVI(epochs=3)
+    with pytest.raises(ValueError, match="give one of them"):
+        SVI(epochs=3, steps=4, batch_size=2)

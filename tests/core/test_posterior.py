@@ -1,0 +1,178 @@
+"""What a posterior offers: predictive draws, log-likelihoods, local latents, ArviZ, summaries."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+from ppl_gen import Pair, fit
+from ppl_gen.core import SiteError
+from ppl_gen.inference import NUTS, SVI
+from ppl_gen.models import BayesianLinearRegression, EightSchools
+
+X = torch.linspace(-1.0, 1.0, 8).unsqueeze(-1)
+Y = 2.0 * X[:, 0] + 0.5
+PAIR = BayesianLinearRegression(num_features=1, noise_scale=0.5, prior_scale=1.0, intercept_scale=1.0)
+DATA = {"x": X, "y": Y}
+
+
+def quick(seed: int = 0) -> SVI:
+    return SVI(guide="full_rank", steps=1500, draws=4000)
+
+
+@pytest.fixture(scope="module")
+def posterior():  # noqa: ANN201
+    return fit(PAIR, DATA, quick(), progress=False)
+
+
+def test_predictive_moments_are_those_of_the_exact_posterior(posterior) -> None:  # noqa: ANN001
+    exact = PAIR.exact_posterior(X, Y)
+    new = torch.tensor([[3.0]])
+    row = torch.tensor([3.0, 1.0], dtype=torch.float64)
+    variance = row @ exact.covariance @ row + 0.25
+    y = posterior.predict({"x": new})["y"]
+    assert y.shape == (1, 4000, 1)
+    # 4,000 draws: sd of the mean sqrt(v / n), of the sd sd / sqrt(2 n); five of each, and the
+    # fit's own error of the mean, below 0.05 sd.
+    sd = float(variance.sqrt())
+    assert float(y.mean()) == pytest.approx(float(row @ exact.mean), abs=(5 / 4000**0.5 + 0.05) * sd)
+    assert float(y.std()) == pytest.approx(sd, rel=5 / 8000**0.5 + 0.03)
+
+
+def test_the_observed_values_are_not_looked_at_in_prediction(posterior) -> None:  # noqa: ANN001
+    with_y = posterior.predict({"x": X, "y": 1e6 * torch.ones(8)}, draws=20)["y"]
+    assert with_y.shape == (1, 20, 8)
+    assert with_y.abs().max() < 100
+
+
+def test_log_likelihood_by_hand(posterior) -> None:  # noqa: ANN001
+    mean = posterior["weights"] @ X.double().T + posterior["intercept"].unsqueeze(-1)
+    expected = torch.distributions.Normal(mean, 0.5).log_prob(Y.double())
+    torch.testing.assert_close(posterior.log_likelihood()["y"], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_prior_draws(posterior) -> None:  # noqa: ANN001
+    latents, predictive = posterior.prior(2000)
+    assert predictive["y"].shape == (1, 2000, 8)
+    # sd of 2,000 standard normals: within 5 / sqrt(2 * 2000) of 1.
+    assert float(latents["intercept"].std()) == pytest.approx(1.0, abs=0.08)
+
+
+def test_weights_of_draws_are_those_of_the_densities(posterior) -> None:  # noqa: ANN001
+    """log p - log q averages to the evidence's bound, and its exponential to the evidence."""
+    ratio = (posterior.sample_stats["lp"] - posterior.sample_stats["log_q"]).flatten()
+    evidence = PAIR.exact_posterior(X, Y).log_evidence
+    # A fitted Gaussian on a Gaussian: the weights have almost no spread.
+    assert float(ratio.mean()) == pytest.approx(evidence, abs=0.02)
+    assert posterior.elbo[0] == pytest.approx(float(ratio.mean()))
+
+
+def test_a_missing_site_is_named(posterior) -> None:  # noqa: ANN001
+    with pytest.raises(KeyError, match="Did you mean 'weights'"):
+        posterior["weight"]
+
+
+def test_to_arviz_has_every_group(posterior) -> None:  # noqa: ANN001
+    groups = posterior.to_arviz(predictive_draws=10)
+    names = set(groups.groups()) if callable(groups.groups) else set(groups.children)
+    assert {
+        "posterior",
+        "sample_stats",
+        "prior",
+        "prior_predictive",
+        "posterior_predictive",
+        "log_likelihood",
+        "observed_data",
+    } <= names
+    assert groups["observed_data"]["y"].dims == ("data",)
+
+
+def test_deterministic_sites_are_in_the_posterior_only() -> None:
+    data = EightSchools.data()
+    result = fit(EightSchools(), data, SVI(steps=5, draws=10), progress=False)
+    expected = result["mu"].unsqueeze(-1) + result["tau"].unsqueeze(-1) * result["z"]
+    torch.testing.assert_close(result["theta"], expected)
+    assert result.latents == ("mu", "tau", "z")
+    assert result.dims["theta"] == ("school",)
+    groups = result.to_arviz(predictive_draws=5)
+    assert "theta" in groups["posterior"]
+    assert "theta" not in groups["prior"]
+    assert list(groups["observed_data"].data_vars) == ["y"]
+    assert groups["posterior"]["theta"].sizes["school"] == 8
+
+
+def test_a_site_for_each_row_belongs_to_its_rows() -> None:
+    result = fit(EightSchools(), EightSchools.data(), SVI(steps=2, draws=5), progress=False)
+    with pytest.raises(SiteError, match=r"'z'.*shape \(8,\).*shape \(3,\)"):
+        result.predict({"sigma": torch.ones(3)})
+
+
+class Local(Pair):
+    """z_i ~ N(mean, 1), y_i ~ N(z_i, 1), with the exact amortized guide given the mean at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(0.5))
+
+    def model(self, y: torch.Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(y), 1.0))
+            pyro.deterministic("half", z / 2, event_dim=0)
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    def guide(self, y: torch.Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal(self.slope * y, 0.5**0.5))
+
+
+def test_local_latents_are_drawn_on_request() -> None:
+    torch.manual_seed(0)
+    y = 2**0.5 * torch.randn(50)
+    result = fit(Local(), {"y": y}, SVI(guide="pair", batch_size=20, epochs=2), progress=False)
+    assert result.draws == {}
+    assert result.local_plate == "data"
+    with pytest.raises(ValueError, match="local to the mini-batched plate 'data'"):
+        result.to_arviz()
+    few = result.sample({"y": torch.tensor([1.0, -2.0, 0.0])}, draws=2000, seed=3)
+    assert few["z"].shape == (1, 2000, 3)
+    torch.testing.assert_close(few["half"], few["z"] / 2)
+    assert result.pair is not None
+    slope = dict(result.pair.named_parameters())["slope"].item()
+    # 2,000 draws of sd sqrt(1/2): five standard errors are 0.08.
+    assert few["z"][..., 1].mean().item() == pytest.approx(-2 * slope, abs=0.08)
+    assert few.local_plate is None
+    assert "z" in few.to_arviz(predictive_draws=5)["posterior"]
+    drawn = result.predict({"y": torch.tensor([1.0, -2.0])}, draws=30)["y"]
+    assert drawn.shape == (1, 30, 2)
+
+
+def test_the_exact_guide_has_constant_weights() -> None:
+    data = {"y": torch.tensor([1.0, -2.0])}
+    pair = Local()
+    result = fit(pair, data, SVI(guide="pair", steps=1, learning_rate=1e-9), progress=False)
+    ratio = result.sample_stats["lp"] - result.sample_stats["log_q"]
+    evidence = torch.distributions.Normal(0.0, 2**0.5).log_prob(data["y"]).sum()
+    torch.testing.assert_close(ratio, evidence.expand_as(ratio), rtol=1e-4, atol=1e-4)
+
+
+def test_mcmc_posteriors_have_no_guide() -> None:
+    method = NUTS(chains=2, draws=4, warmup=4)
+    result = fit(PAIR, DATA, method, progress=False)
+    with pytest.raises(ValueError, match=r"use posterior\.draws"):
+        result.sample()
+    assert {"mean", "sd", "r_hat", "ess_bulk", "ess_tail", "mcse_mean"} <= set(result.summary())
+    assert "r_hat" not in fit(PAIR, DATA, SVI(steps=1), progress=False).summary()
+    assert "NUTS: 2 chains x 4 draws" in repr(result)
+
+
+def test_improper_priors_have_no_prior_group() -> None:
+    def model(y: torch.Tensor) -> None:
+        z = pyro.sample("z", dist.ImproperUniform(dist.constraints.real, (), ()))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    result = fit(model, {"y": Y}, SVI(steps=5, draws=5), progress=False)
+    with pytest.raises(ValueError, match="prior of z is improper"):
+        result.prior()
+    assert not hasattr(result.to_arviz(predictive_draws=3), "prior")
