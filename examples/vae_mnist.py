@@ -14,7 +14,6 @@ import json
 import math
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +23,11 @@ from rich.console import Console
 from rich.progress import track
 
 import ppl_gen as pg
-from ppl_gen.data import DatasetUnavailableError, ImageDataset, load_images
+from ppl_gen.data import DatasetUnavailableError, load_images
 from ppl_gen.inference import SVI, EpochInfo
 from ppl_gen.models import VAE
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -43,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(options: argparse.Namespace) -> None:
     out = claim_folder(options.out, overwrite=options.overwrite)
+    print("Loading images; a download is given up after 30 seconds.", flush=True)
     dataset = load_images(options.dataset, options.data_dir)
     if dataset.note:
         print(f"Note: {dataset.note}\n")
@@ -94,7 +93,9 @@ def run(options: argparse.Namespace) -> None:
     metrics = {
         "dataset": dataset.name,
         "note": dataset.note,
-        "options": {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()},
+        "options": {
+            name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()
+        },
         "parameters": sum(parameter.numel() for parameter in trained.parameters()),
         "training_images": len(train),
         "test_images": len(test),
@@ -104,8 +105,7 @@ def run(options: argparse.Namespace) -> None:
         "log_likelihood": None,
     }
     write_metrics(out, metrics)
-    labels = dataset.test_labels
-    draw_pictures(out, trained, test, test_scored, labels, log, options.seed)
+    draw_pictures(out, trained, test_scored, dataset.test_labels, log)
     if posterior.interrupted:
         print(f"\nInterrupted. What was done so far is in {out}, marked as interrupted.")
         return
@@ -245,39 +245,248 @@ def write_metrics(out: Path, metrics: dict[str, Any]) -> None:
 
 
 def draw_pictures(
-    out: Path,
-    pair: VAE,
-    test: torch.Tensor,
-    test_scored: torch.Tensor,
-    labels: torch.Tensor,
-    log: list[dict[str, float]],
-    seed: int,
+    out: Path, pair: VAE, test: torch.Tensor, labels: torch.Tensor, log: list[dict[str, float]]
 ) -> None:
     """Write all pictures into a folder."""
-    draw_reconstructions(out / "reconstructions.png", pair, test_scored, labels)
-    draw_prior_samples(out / "prior_samples.png", pair, seed)
-    draw_traversal(out / "traversal.png", pair, test_scored)
-    draw_interpolation(out / "interpolation.png", pair, test_scored, labels)
-    draw_latent_map(out / "latent_map.png", pair, test_scored, labels)
+    draw_reconstructions(out / "reconstructions.png", pair, test, labels)
+    draw_prior_samples(out / "prior_samples.png", pair)
+    draw_traversal(out / "traversal.png", pair, test)
+    draw_interpolation(out / "interpolation.png", pair, test, labels)
+    draw_latent_map(out / "latent_map.png", pair, test, labels)
     if log:
-        draw_loss_curve(out / "loss_curve.png", log, pair.beta)
+        draw_loss_curve(out / "loss_curve.png", log)
 
 
 def draw_reconstructions(path: Path, pair: VAE, test: torch.Tensor, labels: torch.Tensor) -> None:
-    """Draw test images above the means that the model makes of their latents."""
-    chosen = torch.cat([test[examples(labels, skip)] for skip in range(3)])
-    made = pair.reconstruct(chosen)
-    images = torch.stack(
-        [half for i in range(0, 30, 10) for half in (as_float(chosen, pair)[i : i + 10], as_float(made, pair)[i : i + 10])]
+    """Draw test images, each above the mean image that the model makes of its latents."""
+    rows = []
+    for number in range(3):
+        chosen = test[one_of_each(labels, number)]
+        rows += [gray(chosen, pair), gray(pair.reconstruct(chosen), pair)]
+    save_grid(
+        path,
+        torch.stack(rows),
+        "Test images and their reconstructions",
+        row_labels=["image", "reconstruction"] * 3,
+        rows_together=2,
     )
-    figure, axes = image_grid(images, "Test images, each above its reconstruction", pairs=True)
-    row_labels(axes, images, ["image", "reconstruction"] * 3, pairs=True)
+
+
+def draw_prior_samples(path: Path, pair: VAE) -> None:
+    """Draw the mean images of latents from the prior."""
+    z = torch.randn(100, pair.latent_size, generator=torch.Generator().manual_seed(0))
+    images = gray(pair.mean_image(z), pair).unflatten(0, (10, 10))
+    save_grid(path, images, "Samples from the prior (mean images)")
+
+
+def draw_traversal(path: Path, pair: VAE, test: torch.Tensor) -> None:
+    """Draw what each of the most used latents does when it alone moves through its prior."""
+    kl = latent_kl(pair, test)
+    order = kl.argsort(descending=True)[:10]
+    values = torch.linspace(-3.0, 3.0, 11)
+    z = torch.zeros(len(order), len(values), pair.latent_size)
+    for position, latent in enumerate(order):
+        z[position, :, latent] = values
+    save_grid(
+        path,
+        gray(pair.mean_image(z), pair),
+        "Traversal of single latents, the others at 0",
+        row_labels=[f"z[{int(i)}]  KL {float(kl[i]):.2f}" for i in order],
+        column_labels=[f"{float(value):+.1f}" for value in values],
+    )
+
+
+def draw_interpolation(path: Path, pair: VAE, test: torch.Tensor, labels: torch.Tensor) -> None:
+    """Draw the way between pairs of test images, straight in the space of the latents."""
+    start, end = test[one_of_each(labels, 3)], test[one_of_each(labels, 4).roll(-1)]
+    first, last = pair.encode(start)[0], pair.encode(end)[0]
+    steps = torch.linspace(0.0, 1.0, 9)
+    between = torch.lerp(first[:, None], last[:, None], steps[:, None])
+    made = pair.mean_image(between)
+    images = torch.cat([start[:, None], made, end[:, None]], dim=1)
+    save_grid(
+        path,
+        gray(images, pair),
+        "Interpolation between the latents of two test images",
+        column_labels=["image", *[f"{float(step):.3g}" for step in steps], "image"],
+    )
+
+
+def draw_latent_map(path: Path, pair: VAE, test: torch.Tensor, labels: torch.Tensor) -> None:
+    """Draw the latent means of test images in two dimensions, coloured by label."""
+    from matplotlib.figure import Figure
+
+    with torch.no_grad():
+        means = torch.cat([pair.encode(images)[0] for images in test.split(1000)])
+    names = ["z[0]", "z[1]"]
+    title = f"Latent means of {len(test):,} test images"
+    if pair.latent_size == 1:
+        # Spread along the second axis by label only.
+        means = torch.stack([means[:, 0], labels.to(means) + 0.0], dim=1)
+        names[1] = "label"
+    elif pair.latent_size > 2:
+        variances, directions = torch.linalg.eigh(torch.cov(means.T))
+        means = (means - means.mean(0)) @ directions[:, -2:].flip(-1)
+        shares = (variances / variances.sum()).flip(0)
+        names = [f"principal component {i + 1} ({shares[i]:.0%} of variance)" for i in range(2)]
+        title += f"\nfirst two of {pair.latent_size} principal components"
+    figure = Figure(figsize=(7.2, 6.2), layout="constrained")
+    axes = figure.add_subplot()
+    # In random order, so that the last digit does not cover the others.
+    order = torch.randperm(len(means), generator=torch.Generator().manual_seed(0))
+    points = axes.scatter(
+        *means[order].T.numpy(), c=labels[order].numpy(), cmap="tab10", vmin=-0.5, vmax=9.5, s=4
+    )
+    figure.colorbar(points, ticks=range(10), label="digit", shrink=0.8)
+    axes.set_title(title)
+    axes.set_xlabel(names[0])
+    axes.set_ylabel(names[1])
+    axes.spines[["top", "right"]].set_visible(False)
     save(figure, path)
 
 
-def draw_prior_samples(path: Path, pair: VAE, seed: int) -> None:
-    """Draw means of images whose latents come from the prior."""
-    noise = torch.randn(100, pair.latent_size, generator=torch.Generator().manual_seed(seed))
-    images = as_float(pair.mean_image(noise), pair).unflatten(0, (10, 10))
-    figure, _ = image_grid(images, "Samples from the prior: mean images")
+def draw_loss_curve(path: Path, log: list[dict[str, float]]) -> None:
+    """Draw -ELBO and its two parts over the epochs."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(8.4, 3.6), layout="constrained")
+    figure.suptitle("Negative evidence lower bound and its parts")
+    epochs = [numbers["epoch"] for numbers in log]
+    panels = {"negative_elbo": "-ELBO", "reconstruction": "reconstruction", "kl": "KL"}
+    for axes, (part, title) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        for split, style in (("train", "o--"), ("test", "o-")):
+            curve = [numbers[f"{split}_{part}"] for numbers in log]
+            axes.plot(epochs, curve, style, markersize=3, label=split)
+        axes.set_title(title, fontsize="medium")
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        if part == "negative_elbo":
+            axes.set_ylabel("nats per image")
+            axes.legend(frameon=False)
     save(figure, path)
+
+
+def save_grid(
+    path: Path,
+    images: torch.Tensor,
+    title: str,
+    *,
+    row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
+    rows_together: int = 1,
+) -> None:
+    """Write images `(rows, columns, height, width)` in [0, 1] as one picture.
+
+    Args:
+        path: The PNG file.
+        images: The images.
+        title: What they are.
+        row_labels: One for each row, or none.
+        column_labels: One for each column, or none.
+        rows_together: Number of rows without a wider gap between them.
+    """
+    from matplotlib.figure import Figure
+
+    rows, columns, height, width = images.shape
+    gap = max(1, height // 14)
+    tops = [
+        row * (height + gap) + row // rows_together * 3 * gap * (rows_together > 1)
+        for row in range(rows)
+    ]
+    lefts = [column * (width + gap) for column in range(columns)]
+    # What no image covers stays NaN, which is drawn in the colour of the figure.
+    canvas = torch.full((tops[-1] + height, lefts[-1] + width), math.nan)
+    for row, top in enumerate(tops):
+        for column, left in enumerate(lefts):
+            canvas[top : top + height, left : left + width] = images[row, column]
+
+    inches = 7.0 / canvas.shape[1]
+    side = 1.3 if row_labels else 0.2
+    figure = Figure(figsize=(7.0 + side, canvas.shape[0] * inches + 0.7), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(canvas.numpy(), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+    axes.set_title(title)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelsize=8, labeltop=True, labelbottom=False)
+    axes.set_yticks([top + height / 2 for top in tops] if row_labels else [], list(row_labels))
+    axes.set_xticks(
+        [left + width / 2 for left in lefts] if column_labels else [], list(column_labels)
+    )
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure without any of pyplot's global state."""
+    figure.savefig(path, dpi=150)
+    figure.clear()
+
+
+def gray(images: torch.Tensor, pair: VAE) -> torch.Tensor:
+    """Return images on the scale of the data as gray levels in [0, 1]."""
+    highest = pair.num_categories - 1 if pair.likelihood == "categorical" else 1
+    return (images / highest).clamp(0.0, 1.0)
+
+
+def one_of_each(labels: torch.Tensor, number: int) -> torch.Tensor:
+    """Return the index of the image of that number (from 0) with each label there is."""
+    found = [(labels == label).nonzero()[:, 0] for label in labels.unique()]
+    return torch.stack([indices[number % len(indices)] for indices in found])
+
+
+def latent_kl(pair: VAE, images: torch.Tensor) -> torch.Tensor:
+    """Return how much each latent is used: its mean divergence from the prior, in nats."""
+    with torch.no_grad():
+        loc, scale = pair.encode(images[:2000])
+    return (0.5 * (loc.square() + scale.square() - 1) - scale.log()).mean(0)
+
+
+# Command line
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+
+    def add(name: str, default: Any, text: str, **more: Any) -> None:
+        kind = {"type": type(default)} if default is not None else {}
+        parser.add_argument(name, default=default, help=text, **kind | more)
+
+    add(
+        "--data-dir",
+        None,
+        "folder with a local copy, as MNIST/raw; else it is downloaded",
+        type=Path,
+    )
+    add("--dataset", "auto", "auto, mnist or digits; auto takes digits if there is no MNIST")
+    add("--likelihood", "bernoulli", "bernoulli (gray pixels), binarized, gaussian or categorical")
+    add("--num-categories", 16, "gray levels for --likelihood categorical")
+    add("--network", "mlp", "mlp or convolutional")
+    add("--latent-size", 20, "number of latent variables of an image")
+    add("--hidden-sizes", [400], "sizes of the hidden layers", type=int, nargs="+")
+    add("--beta", 1.0, "weight of the KL divergence")
+    add("--epochs", 10, "passes over the training images")
+    add("--batch-size", 128, "images in a step")
+    add("--learning-rate", 1e-3, "first step size of Adam")
+    add("--train-images", None, "use only so many training images", type=int)
+    add("--test-images", 1000, "test images for the importance-sampled log-likelihood")
+    add("--importance-samples", 500, "samples for each of them")
+    add("--seed", 0, "seed of everything random")
+    add("--device", "auto", "cpu, cuda, or auto: a GPU where there is one")
+    add("--out", Path("runs/vae_mnist"), "folder for the results", type=Path)
+    parser.add_argument("--overwrite", action="store_true", help="write into an existing folder")
+    options = parser.parse_args(argv)
+    for name in ("epochs", "batch_size", "train_images", "test_images", "importance_samples"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
+    return options
+
+
+if __name__ == "__main__":
+    main()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -79,15 +79,16 @@ class AnswerParams(Messenger):
         return parameter
 
 
-def adopt_params(pair: nn.Module, names: Iterable[str]) -> None:
+def adopt_params(pair: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     """Make room in a pair for the `pyro.param` values of a saved state.
 
     Args:
         pair: The pair.
-        names: Names of the saved state's tensors.
+        state: The saved state.
     """
-    keys = [name.removeprefix(f"{_ATTRIBUTE}.") for name in names if name.startswith(_ATTRIBUTE)]
-    if keys and not hasattr(pair, _ATTRIBUTE):
+    saved = {n: value for n, value in state.items() if n.startswith(f"{_ATTRIBUTE}.")}
+    if saved and not hasattr(pair, _ATTRIBUTE):
         pair.add_module(_ATTRIBUTE, _PyroParams())
-    for key in keys:
-        getattr(pair, _ATTRIBUTE).register_parameter(key, nn.Parameter(torch.empty(0)))
+    for name, value in saved.items():
+        key = name.removeprefix(f"{_ATTRIBUTE}.")
+        getattr(pair, _ATTRIBUTE).register_parameter(key, nn.Parameter(torch.empty_like(value)))

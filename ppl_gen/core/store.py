@@ -254,22 +254,18 @@ def _pair(
         pair = _rebuild(described, _PAIRS)
     else:
         return None
-    adopt_params(pair, [n.removeprefix("pair.") for n in weights if n.startswith("pair.")])
+    adopt_params(pair, _under("pair.", weights))
     _fill(pair, weights, "pair.", path)
     return pair
 
 
 def _fill(module: nn.Module, weights: dict[str, torch.Tensor], prefix: str, path: Path) -> None:
     """Give a module its saved tensors, in the dtype in which they were saved."""
-    state = {n.removeprefix(prefix): v for n, v in weights.items() if n.startswith(prefix)}
+    state = _under(prefix, weights)
     own = module.state_dict()
     wrong = sorted(
         (own.keys() ^ state.keys())
-        | {
-            n
-            for n in own.keys() & state.keys()
-            if own[n].shape != state[n].shape and "pyro_params" not in n
-        }
+        | {n for n in own.keys() & state.keys() if own[n].shape != state[n].shape}
     )
     if wrong:
         msg = (
@@ -278,6 +274,10 @@ def _fill(module: nn.Module, weights: dict[str, torch.Tensor], prefix: str, path
         )
         raise LoadError(msg)
     module.load_state_dict(state, assign=True)
+
+
+def _under(prefix: str, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {n.removeprefix(prefix): v for n, v in weights.items() if n.startswith(prefix)}
 
 
 def _jsonable(value: Any) -> Any:

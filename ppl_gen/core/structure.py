@@ -155,7 +155,8 @@ class _Record(Messenger):
             name=msg["name"],
             kind=kind,
             shape=tuple(value.shape),
-            event_dim=function.event_dim,
+            # Pyro takes every axis of a deterministic value for an event axis.
+            event_dim=0 if kind == "deterministic" else function.event_dim,
             support=function.support,
             plates=tuple(
                 Plate(f.name, f.dim, int(f.size), int(f.full_size or f.size))

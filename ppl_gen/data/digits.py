@@ -34,6 +34,4 @@ def load_digits8x8() -> ImageDataset:
     labels = torch.from_numpy(digits.target).long()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     test, train = order[:_TEST_IMAGES], order[_TEST_IMAGES:]
-    return ImageDataset(
-        images[train], labels[train], images[test], labels[test], name="8x8 digits"
-    )
+    return ImageDataset(images[train], labels[train], images[test], labels[test], name="8x8 digits")

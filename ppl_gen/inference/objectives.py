@@ -91,6 +91,7 @@ class PairObjective:
         for problem in guide_problems(pair, data, self.model_sites):
             raise problem
         guide_sites = trace_sites(pair, data, "guide")
+        self.latents = {n for n, s in guide_sites.items() if s.kind in ("latent", "discrete")}
         self.model = model_of(pair)
         self.elbo = _pyro_elbo(self.model_sites, guide_sites, particles)
         if isinstance(self.elbo, TraceEnum_ELBO):
@@ -111,8 +112,9 @@ class PairObjective:
 
     def blame(self, batch: Mapping[str, Any]) -> str:
         """Name the sites whose log density or value is not finite on a batch."""
-        prepared = prepare(self.pair, batch)
-        guide_sites = trace_sites(self.pair, prepared, "guide")
+        with unchecked():
+            prepared = prepare(self.pair, batch)
+            guide_sites = trace_sites(self.pair, prepared, "guide")
         return _not_finite({n: float(s.value.sum()) for n, s in guide_sites.items()})
 
 

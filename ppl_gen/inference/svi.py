@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -140,9 +141,10 @@ class SVI:
         with default_dtype(dtype):
             batches = None if self.batch_size is None else self._split(pair, data)
             look = data if batches is None else batches.rows(torch.arange(2, device=problem.device))
+            look = prepare(pair, look)
             objective = PairObjective(
                 pair,
-                prepare(pair, look),
+                look,
                 self.particles or 1,
                 None if batches is None else batches.scale,
             )
@@ -150,21 +152,13 @@ class SVI:
             training = _Training(objective, batches, data, self, problem, 1e-3)
             failure, interrupted = training.run()
             pair.eval()
-            elbo, draws, stats = None, {}, {}
-            if batches is None:
-                data = prepare(pair, data)
-                drawn = objective.guide.draw(pair, data, self.draws)
-                draws, stats = drawn.values, {"lp": drawn.log_prob, "log_q": drawn.log_q}
-                elbo = _estimate(drawn.log_prob - drawn.log_q)
-            else:
-                drawn = objective.guide.draw(pair, prepare(pair, look), self.draws)
-                local = {n for n, s in objective.model_sites.items() if s.inside(batches.plate)}
-                draws = {n: v for n, v in drawn.values.items() if n not in local}
-                if failure is None and not interrupted:
-                    elbo = _epoch_elbo(objective, batches)
+            draws, stats, elbo = self._draw_pair(objective, batches, look, failure)
+            if batches is not None and failure is None and not interrupted:
+                elbo = _epoch_elbo(objective, batches)
         return Result(
             draws={name: value.unsqueeze(0) for name, value in draws.items()},
             sample_stats={name: value.unsqueeze(0) for name, value in stats.items()},
+            data=look if batches is None else None,
             local_plate=None if batches is None else batches.plate,
             guide=objective.guide,
             history=training.history(),
@@ -174,6 +168,33 @@ class SVI:
             failure=failure,
             dtype=dtype,
         )
+
+    def _draw_pair(
+        self,
+        objective: PairObjective,
+        batches: MiniBatches | None,
+        look: Mapping[str, Any],
+        failure: str | None,
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], tuple[float, float] | None]:
+        """Return draws of the guide, without those of local latents, and what is known of them."""
+        local = {
+            name
+            for name, site in objective.model_sites.items()
+            if batches is not None and site.inside(batches.plate)
+        }
+        if local >= objective.latents:
+            return {}, {}, None
+        try:
+            drawn = objective.guide.draw(objective.pair, look, self.draws)
+        except ValueError:
+            if failure is None:
+                raise
+            return {}, {}, None  # what broke the loss breaks the guide as well
+        draws = {name: value for name, value in drawn.values.items() if name not in local}
+        if batches is not None:
+            return draws, {}, None
+        stats = {"lp": drawn.log_prob, "log_q": drawn.log_q}
+        return draws, stats, _estimate(drawn.log_prob - drawn.log_q)
 
     def _run_gaussian(self, problem: Problem) -> Result:
         dtype = self.dtype or torch.float64
@@ -279,7 +300,10 @@ class _Training:
     def run(self) -> tuple[str | None, bool]:
         """Train; return why it had to stop, if it had to, and whether it was interrupted."""
         started = time.perf_counter()
-        with ProgressBar("SVI", self.steps, enabled=self.problem.progress) as bar:
+        bar = ProgressBar("SVI", self.steps, enabled=self.problem.progress)
+        with bar, warnings.catch_warnings():
+            # Pyro warns of what is an error here, with the batch and the parameter.
+            warnings.filterwarnings("ignore", message="Encountered (NaN|[+-]?inf)")
             try:
                 for step, (epoch, position, batch) in enumerate(self._batches(), start=1):
                     failure = self._step(epoch, position, batch)

@@ -319,10 +319,10 @@ def _notes(
         if r_hat > _RHAT_LIMIT:
             own = table[table["method"] == name]
             worst = own.loc[own["r_hat"].idxmax(), "parameter"]
-            consequence = ", and neither can what is measured against them" if role else ""
+            others = ", or what is measured against it" if role else ""
             notes.append(
                 f"{role}{name} has an R-hat of {r_hat:.3g} for {worst}: above {_RHAT_LIMIT} its "
-                f"chains disagree and cannot be trusted{consequence}."
+                f"chains do not agree yet. Run it for longer before trusting it{others}."
             )
         if methods.loc[name, "divergences"] > 0:
             count = int(methods.loc[name, "divergences"])

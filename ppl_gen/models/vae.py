@@ -246,7 +246,9 @@ class VAE(Pair):
             return
         low, high = (float(value) for value in torch.aminmax(x))
         if not (low >= 0 and high <= highest):
-            what = "integers from 0 to" if self.likelihood == "categorical" else "pixels between 0 and"
+            what = (
+                "integers from 0 to" if self.likelihood == "categorical" else "pixels between 0 and"
+            )
             raise SiteError(
                 "x",
                 expected=f"{what} {highest:g}",

@@ -18,7 +18,9 @@ SUPPORTS: dict[str, Callable[[], Any]] = {
     "positive": lambda: dist.Gamma(torch.full((3,), 2.0), 1.5).to_event(1),
     # PyTorch says of the bijection to a non-negative support that its codomain is real.
     "nonnegative": lambda: dist.HalfCauchy(torch.full((3,), 5.0)).to_event(1),
-    "interval": lambda: dist.Uniform(torch.tensor([-1.0, 2.0]), torch.tensor([3.0, 2.5])).to_event(1),
+    "interval": lambda: dist.Uniform(torch.tensor([-1.0, 2.0]), torch.tensor([3.0, 2.5])).to_event(
+        1
+    ),
     "unit_interval": lambda: dist.Beta(2.0, torch.full((2,), 3.0)).to_event(1),
     "half_open": lambda: dist.Pareto(torch.full((2,), 1.5), 3.0).to_event(1),
     "simplex": lambda: dist.Dirichlet(torch.tensor([1.0, 2.0, 3.0, 0.5])),

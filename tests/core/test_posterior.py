@@ -13,7 +13,9 @@ from ppl_gen.models import BayesianLinearRegression, EightSchools
 
 X = torch.linspace(-1.0, 1.0, 8).unsqueeze(-1)
 Y = 2.0 * X[:, 0] + 0.5
-PAIR = BayesianLinearRegression(num_features=1, noise_scale=0.5, prior_scale=1.0, intercept_scale=1.0)
+PAIR = BayesianLinearRegression(
+    num_features=1, noise_scale=0.5, prior_scale=1.0, intercept_scale=1.0
+)
 DATA = {"x": X, "y": Y}
 
 
@@ -36,7 +38,9 @@ def test_predictive_moments_are_those_of_the_exact_posterior(posterior) -> None:
     # 4,000 draws: sd of the mean sqrt(v / n), of the sd sd / sqrt(2 n); five of each, and the
     # fit's own error of the mean, below 0.05 sd.
     sd = float(variance.sqrt())
-    assert float(y.mean()) == pytest.approx(float(row @ exact.mean), abs=(5 / 4000**0.5 + 0.05) * sd)
+    assert float(y.mean()) == pytest.approx(
+        float(row @ exact.mean), abs=(5 / 4000**0.5 + 0.05) * sd
+    )
     assert float(y.std()) == pytest.approx(sd, rel=5 / 8000**0.5 + 0.03)
 
 

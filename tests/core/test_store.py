@@ -43,7 +43,16 @@ def test_everything_comes_back(method: SVI | NUTS, tmp_path: Path) -> None:
         for name in mine:
             assert mine[name].dtype == theirs[name].dtype
             assert torch.equal(mine[name], theirs[name])
-    for name in ("latents", "observed", "dims", "coords", "is_mcmc", "elbo", "interrupted", "local_plate"):
+    for name in (
+        "latents",
+        "observed",
+        "dims",
+        "coords",
+        "is_mcmc",
+        "elbo",
+        "interrupted",
+        "local_plate",
+    ):
         assert getattr(after, name) == getattr(before, name)
     assert after.provenance == json.loads(json.dumps(before.provenance))
     assert (before.history is None) == (after.history is None)

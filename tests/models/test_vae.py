@@ -24,9 +24,7 @@ SHAPE = (6, 5)
 
 def make(likelihood: str = "bernoulli", network: str = "mlp", **options: Any) -> VAE:
     options = {"image_shape": SHAPE, "latent_size": 2, "hidden_sizes": (8,)} | options
-    return VAE(
-        likelihood=likelihood, network=network, num_categories=4, channels=(3, 4), **options
-    )
+    return VAE(likelihood=likelihood, network=network, num_categories=4, channels=(3, 4), **options)
 
 
 def images(likelihood: str, n: int = 3, shape: tuple[int, ...] = SHAPE) -> torch.Tensor:
@@ -66,9 +64,7 @@ def test_model_scores_images_by_their_likelihood(likelihood: str, network: str) 
 def test_every_parameter_of_both_networks_is_trained(likelihood: str, network: str) -> None:
     pair, x = make(likelihood, network), images(likelihood)
     before = {name: value.clone() for name, value in pair.named_parameters()}
-    posterior = pg.fit(
-        pair, {"x": x}, SVI(guide="pair", batch_size=2, steps=2), progress=False
-    )
+    posterior = pg.fit(pair, {"x": x}, SVI(guide="pair", batch_size=2, steps=2), progress=False)
     trained = dict(posterior.pair.named_parameters())
     for name, value in before.items():
         assert not torch.equal(trained[name], value), name
@@ -153,7 +149,9 @@ def test_training_sees_binary_pixels_only(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(VAE, "encode", record)
     gray = torch.full((20, *SHAPE), 0.3)
-    pg.fit(make("binarized"), {"x": gray}, SVI(guide="pair", batch_size=10, steps=2), progress=False)
+    pg.fit(
+        make("binarized"), {"x": gray}, SVI(guide="pair", batch_size=10, steps=2), progress=False
+    )
     assert seen
     assert all(set(x.unique().tolist()) == {0.0, 1.0} for x in seen)
 
