@@ -20,6 +20,7 @@ import torch
 from sklearn.datasets import load_diabetes
 
 import ppl_gen as pg
+from ppl_gen.core import Method
 from ppl_gen.inference import HMC, NUTS, SVI
 from ppl_gen.models import BayesianLinearRegression, EightSchools
 
@@ -30,7 +31,7 @@ FEATURES = ("bmi", "bp", "s1", "s2", "s5")
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     out = make_folder(options.out, overwrite=options.overwrite)
-    methods = {
+    methods: dict[str, Method] = {
         "mean-field": SVI(guide="mean_field", steps=options.steps, draws=4 * options.draws),
         "full-rank": SVI(guide="full_rank", steps=options.steps, draws=4 * options.draws),
         # A dense metric lets steps of one length serve correlated weights, too.
@@ -45,12 +46,13 @@ def main(arguments: list[str] | None = None) -> None:
 
     print("Linear regression: progression of diabetes on", ", ".join(FEATURES))
     data = diabetes()
-    pair = BayesianLinearRegression(num_features=len(FEATURES))
+    regression = BayesianLinearRegression(num_features=len(FEATURES))
     posteriors = {
-        name: pg.fit(pair, data, method, seed=options.seed) for name, method in methods.items()
+        name: pg.fit(regression, data, method, seed=options.seed)
+        for name, method in methods.items()
     }
     # Conjugate priors have an exact posterior, which shows that the reference is right as well.
-    exact = pair.exact_posterior(**data).sample(4 * options.draws, seed=options.seed)
+    exact = regression.exact_posterior(**data).sample(4 * options.draws, seed=options.seed)
     draws = {site: values.unsqueeze(0) for site, values in exact.items()}
     posteriors["exact"] = pg.Posterior(
         draws=draws, latents=tuple(draws), is_mcmc=False, provenance={"method": "closed form"}
@@ -58,9 +60,9 @@ def main(arguments: list[str] | None = None) -> None:
     report(posteriors, out, "regression")
 
     print("Eight schools, non-centred")
-    pair = EightSchools()
+    schools = EightSchools()
     posteriors = {
-        name: pg.fit(pair, EightSchools.data(), method, seed=options.seed)
+        name: pg.fit(schools, EightSchools.data(), method, seed=options.seed)
         for name, method in methods.items()
     }
     report(posteriors, out, "eight_schools", parameters=["mu", "tau", "theta"])
@@ -105,8 +107,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that exists")
     parser.add_argument("--chains", type=positive, default=4, help="chains of HMC and NUTS")
-    parser.add_argument("--draws", type=positive, default=500, help="draws of each chain")
-    parser.add_argument("--warmup", type=positive, default=300, help="warm-up of each chain")
+    parser.add_argument("--draws", type=positive, default=300, help="draws of each chain")
+    parser.add_argument("--warmup", type=positive, default=200, help="warm-up of each chain")
     parser.add_argument("--steps", type=positive, default=2000, help="steps of SVI")
     parser.add_argument("--seed", type=int, default=0, help="seed of every fit")
     return parser.parse_args(arguments)
@@ -114,6 +116,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def make_folder(out: Path, *, overwrite: bool) -> Path:
     """Make the folder of the results before any work is done for them."""
+    if out.exists() and not out.is_dir():
+        raise SystemExit(f"{out} is no folder. Give another one by --out.")
     if out.exists() and not overwrite:
         raise SystemExit(f"{out} exists. Give another folder by --out, or add --overwrite.")
     try:

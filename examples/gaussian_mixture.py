@@ -1,7 +1,7 @@
 """Find three kinds of wine by a mixture of normal distributions, by three methods.
 
-The data are real: flavanoids and colour intensity of 178 Italian wines of three cultivars, which
-the model does not see. The mixture is fitted by variational inference, Hamiltonian Monte Carlo and
+The data are real: alcohol and flavanoids of 178 Italian wines of three cultivars, which the model
+does not see. The mixture is fitted by variational inference, Hamiltonian Monte Carlo and
 NUTS. Its components have no order, and every chain names them in its own way: after relabelling
 they mean the same in all chains and all methods, and can be compared.
 
@@ -24,17 +24,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from sklearn.datasets import load_wine
 
 import ppl_gen as pg
+from ppl_gen.core import Method
 from ppl_gen.diagnostics import rhat
 from ppl_gen.inference import HMC, NUTS, SVI
 from ppl_gen.models import GaussianMixture
 
-FEATURES = ("flavanoids", "color_intensity")
-LABELS = ("flavanoids (standardised)", "colour intensity (standardised)")
+FEATURES = ("alcohol", "flavanoids")
 # Distinguishable for colour-blind eyes (Okabe and Ito 2008), and their mixtures as well.
 COLORS = ("#0072B2", "#E69F00", "#CC3377", "#009E73", "#56B4E9", "#D55E00")
 
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     x, cultivars = wines()
     pair = GaussianMixture(num_components=3, num_features=2)
     chains = {"chains": options.chains, "draws": options.draws, "warmup": options.warmup}
-    methods = {
+    methods: dict[str, Method] = {
         "mean-field": SVI(steps=options.steps, draws=options.chains * options.draws),
         "hmc": HMC(**chains),
         "nuts": NUTS(**chains),
@@ -93,15 +94,15 @@ def agreement(found: torch.Tensor, cultivars: torch.Tensor) -> float:
     return max(float((torch.tensor(order)[found] == cultivars).double().mean()) for order in orders)
 
 
-def panels(names: list[str], title: str) -> tuple[Figure, list]:
-    figure = Figure(figsize=(3.7 * len(names), 4.2), layout="constrained")
+def panels(names: list[str], title: str) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(3.7 * len(names), 4.4), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
     for name, ax in zip(names, axes, strict=True):
         ax.set_title(name, fontsize="medium")
-        ax.set_xlabel(LABELS[0])
+        ax.set_xlabel(f"{FEATURES[0]} (standardised)")
         ax.set_box_aspect(1)
-    axes[0].set_ylabel(LABELS[1])
+    axes[0].set_ylabel(f"{FEATURES[1]} (standardised)")
     return figure, list(axes)
 
 
@@ -129,7 +130,7 @@ def draw_density(
             horizontal, vertical, density, [*levels, density.max() * 1.01], cmap="Blues", alpha=0.8
         )
         ax.contour(horizontal, vertical, density, levels, colors="#1f4e79", linewidths=0.7)
-        ax.scatter(*x.T, s=7, color="#222222", linewidth=0)
+        ax.scatter(x[:, 0], x[:, 1], s=7, color="#222222", linewidth=0)
     return figure
 
 
@@ -144,7 +145,7 @@ def draw_responsibilities(
     radius = (-2 * torch.tensor(0.2, dtype=x.dtype).log()).sqrt()
     for ax, posterior in zip(axes, posteriors.values(), strict=True):
         weights = pair.responsibilities(posterior, x, average=True).numpy()
-        ax.scatter(*x.T, s=18, c=weights @ colors, edgecolor="white", linewidth=0.3)
+        ax.scatter(x[:, 0], x[:, 1], s=18, c=weights @ colors, edgecolor="white", linewidth=0.3)
         locs, scales = posterior["locs"].mean((0, 1)), posterior["scales"].mean((0, 1))
         for loc, scale, color in zip(locs, scales, colors, strict=True):
             ellipse = loc[:, None] + radius * scale[:, None] * torch.stack([turn.cos(), turn.sin()])
@@ -170,13 +171,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--chains", type=positive, default=4, help="chains of HMC and NUTS")
     parser.add_argument("--draws", type=positive, default=200, help="draws of each chain")
     parser.add_argument("--warmup", type=positive, default=150, help="warm-up of each chain")
-    parser.add_argument("--steps", type=positive, default=1500, help="steps of SVI")
+    parser.add_argument("--steps", type=positive, default=1000, help="steps of SVI")
     parser.add_argument("--seed", type=int, default=0, help="seed of every fit")
     return parser.parse_args(arguments)
 
 
 def make_folder(out: Path, *, overwrite: bool) -> Path:
     """Make the folder of the results before any work is done for them."""
+    if out.exists() and not out.is_dir():
+        raise SystemExit(f"{out} is no folder. Give another one by --out.")
     if out.exists() and not overwrite:
         raise SystemExit(f"{out} exists. Give another folder by --out, or add --overwrite.")
     try:

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import track
 
 import ppl_gen as pg
+from ppl_gen.core import NonFiniteLossError
 from ppl_gen.data import DatasetUnavailableError, load_images
 from ppl_gen.inference import SVI, EpochInfo
 from ppl_gen.models import VAE
@@ -35,8 +36,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     try:
         run(options)
-    except (DatasetUnavailableError, ValueError, OSError) as error:
+    except (DatasetUnavailableError, NonFiniteLossError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted before there was anything to keep")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -72,19 +75,20 @@ def run(options: argparse.Namespace) -> None:
         print(row(log[-1]), flush=True)
 
     print(f"\n{HEADER}")
-    posterior = pg.fit(
-        pair,
-        {"x": train},
-        SVI(
-            guide="pair",
-            batch_size=min(options.batch_size, len(train)),
-            epochs=options.epochs,
-            learning_rate=options.learning_rate,
-            callback=after_epoch,
-        ),
-        seed=options.seed,
-        device=options.device,
+    method = SVI(
+        guide="pair",
+        batch_size=min(options.batch_size, len(train)),
+        epochs=options.epochs,
+        learning_rate=options.learning_rate,
+        callback=after_epoch,
     )
+    failure = ""
+    try:
+        posterior = pg.fit(pair, {"x": train}, method, seed=options.seed, device=options.device)
+    except NonFiniteLossError as error:
+        if error.posterior is None:
+            raise
+        posterior, failure = error.posterior, str(error)
     trained = posterior.pair
     assert isinstance(trained, VAE)
 
@@ -102,10 +106,13 @@ def run(options: argparse.Namespace) -> None:
         "epochs": log,
         "seconds": round(posterior.provenance["seconds"], 2),
         "interrupted": posterior.interrupted,
+        "failure": failure,
         "log_likelihood": None,
     }
     write_metrics(out, metrics)
     draw_pictures(out, trained, test_scored, dataset.test_labels, log)
+    if failure:
+        sys.exit(f"error: {failure}\nThe last good state is in {out}.")
     if posterior.interrupted:
         print(f"\nInterrupted. What was done so far is in {out}, marked as interrupted.")
         return
@@ -113,11 +120,10 @@ def run(options: argparse.Namespace) -> None:
     try:
         found = log_likelihood(trained, test_scored[: options.test_images], options)
         metrics["log_likelihood"] = found
-        unit = "" if options.likelihood in ("binarized", "categorical") else UNITS[pair.likelihood]
         print(
             f"\nlog-likelihood of {found['images']} test images by importance sampling, "
             f"k = {found['samples']}: {found['mean']:.2f} +- {found['standard_error']:.2f} nats"
-            f"{unit}"
+            f"{CAUTION.get(pair.likelihood, '')}"
         )
     except KeyboardInterrupt:
         metrics["interrupted"] = True
@@ -130,8 +136,8 @@ HEADER = (
     "        train, nats per image                test, nats per image\n"
     "epoch   -ELBO = reconstruction +    KL       -ELBO = reconstruction +    KL    seconds"
 )
-UNITS = {
-    "bernoulli": " (of gray pixels scored as Bernoulli: no density, not for tables of binary MNIST)",
+CAUTION = {
+    "bernoulli": " (gray pixels scored as Bernoulli: not to be compared with binary images)",
     "gaussian": " (a density: it depends on the unit of the pixels)",
 }
 
@@ -209,7 +215,7 @@ def describe(
     return (
         f"VAE ({network}, likelihood {pair.likelihood}, beta {pair.beta:g}) on {name}: "
         f"{num_train:,} training and {num_test:,} test images, {options.epochs} epochs.\n"
-        f"Scored after each epoch: {min(num_train, num_test):,} training images and all test images."
+        f"Scored after each epoch: {min(num_train, num_test):,} training and all test images."
     )
 
 
@@ -283,7 +289,7 @@ def draw_traversal(path: Path, pair: VAE, test: torch.Tensor) -> None:
     """Draw what each of the most used latents does when it alone moves through its prior."""
     kl = latent_kl(pair, test)
     order = kl.argsort(descending=True)[:10]
-    values = torch.linspace(-3.0, 3.0, 11)
+    values = 0.6 * torch.arange(-5.0, 6.0)
     z = torch.zeros(len(order), len(values), pair.latent_size)
     for position, latent in enumerate(order):
         z[position, :, latent] = values
@@ -321,8 +327,7 @@ def draw_latent_map(path: Path, pair: VAE, test: torch.Tensor, labels: torch.Ten
     names = ["z[0]", "z[1]"]
     title = f"Latent means of {len(test):,} test images"
     if pair.latent_size == 1:
-        # Spread along the second axis by label only.
-        means = torch.stack([means[:, 0], labels.to(means) + 0.0], dim=1)
+        means = torch.stack([means[:, 0], labels.to(means)], dim=1)
         names[1] = "label"
     elif pair.latent_size > 2:
         variances, directions = torch.linalg.eigh(torch.cov(means.T))
@@ -335,7 +340,13 @@ def draw_latent_map(path: Path, pair: VAE, test: torch.Tensor, labels: torch.Ten
     # In random order, so that the last digit does not cover the others.
     order = torch.randperm(len(means), generator=torch.Generator().manual_seed(0))
     points = axes.scatter(
-        *means[order].T.numpy(), c=labels[order].numpy(), cmap="tab10", vmin=-0.5, vmax=9.5, s=4
+        means[order, 0].numpy(),
+        means[order, 1].numpy(),
+        c=labels[order].numpy(),
+        cmap="tab10",
+        vmin=-0.5,
+        vmax=9.5,
+        s=4,
     )
     figure.colorbar(points, ticks=range(10), label="digit", shrink=0.8)
     axes.set_title(title)
@@ -420,7 +431,7 @@ def save_grid(
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure without any of pyplot's global state."""
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.15)
     figure.clear()
 
 

@@ -45,6 +45,18 @@ class GuideDraws:
     log_prob: torch.Tensor
     log_q: torch.Tensor
 
+    @property
+    def stats(self) -> dict[str, torch.Tensor]:
+        """Both densities as statistics of each draw, (draw,)."""
+        return {"lp": self.log_prob, "log_q": self.log_q}
+
+    @property
+    def elbo(self) -> tuple[float, float]:
+        """The evidence lower bound and the Monte Carlo standard error of its estimate."""
+        ratio = self.log_prob - self.log_q
+        error = float(ratio.std()) / len(ratio) ** 0.5 if len(ratio) > 1 else float("nan")
+        return float(ratio.mean()), error
+
 
 class Guide(Protocol):
     """An approximation that can be drawn from: what SVI leaves behind.

@@ -15,6 +15,7 @@ from torch import nn
 from ppl_gen.core.arguments import bind, move, num_bytes
 from ppl_gen.core.draws import map_draws
 from ppl_gen.core.errors import SiteError, did_you_mean
+from ppl_gen.core.method import GuideDraws
 from ppl_gen.core.pair import cast, model_of, own_copy, prepare
 from ppl_gen.core.params import AnswerParams
 from ppl_gen.core.replay import Replay
@@ -122,16 +123,16 @@ class Posterior:
         pair, data = self._run_on(data)
         with isolated(seed, self._dtype):
             data = prepare(pair, data)
-            drawn = self.guide.draw(pair, data, draws)  # type: ignore[operator]
+            drawn: GuideDraws = self.guide.draw(pair, data, draws)  # type: ignore[operator]
             values = {name: value.unsqueeze(0) for name, value in drawn.values.items()}
-            stats = {"lp": drawn.log_prob, "log_q": drawn.log_q}
             return assemble(
                 dataclasses.replace(
                     self,
                     data=data,
                     draws=values,
                     latents=tuple(values),
-                    sample_stats={name: value.cpu().unsqueeze(0) for name, value in stats.items()},
+                    sample_stats={n: value.cpu().unsqueeze(0) for n, value in drawn.stats.items()},
+                    elbo=drawn.elbo,
                     local_plate=None,
                 )
             )

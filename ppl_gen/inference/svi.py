@@ -193,8 +193,7 @@ class SVI:
         draws = {name: value for name, value in drawn.values.items() if name not in local}
         if batches is not None:
             return draws, {}, None
-        stats = {"lp": drawn.log_prob, "log_q": drawn.log_q}
-        return draws, stats, _estimate(drawn.log_prob - drawn.log_q)
+        return draws, drawn.stats, drawn.elbo
 
     def _run_gaussian(self, problem: Problem) -> Result:
         dtype = self.dtype or torch.float64
@@ -231,9 +230,7 @@ class SVI:
         elbo: tuple[float, float] | None
         if batches is None:
             drawn = guide.draw_from(density, self.draws)
-            stats = {"lp": drawn.log_prob, "log_q": drawn.log_q}
-            elbo = _estimate(drawn.log_prob - drawn.log_q)
-            draws = drawn.values
+            draws, stats, elbo = drawn.values, drawn.stats, drawn.elbo
             data = density.data
         else:
             with torch.no_grad():
@@ -408,13 +405,6 @@ class _Training:
             if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
                 return name
         return next(iter(self.parameters))
-
-
-def _estimate(values: torch.Tensor) -> tuple[float, float]:
-    """Return mean and Monte Carlo standard error of the mean."""
-    if len(values) < 2:
-        return float(values.mean()), math.nan
-    return float(values.mean()), float(values.std() / math.sqrt(len(values)))
 
 
 @torch.no_grad()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 
 import pyro
 import pyro.distributions as dist
 import torch
-from torch.distributions import Distribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 
 from ppl_gen.core.errors import SiteError, unknown
 from ppl_gen.core.pair import Pair
@@ -315,8 +316,6 @@ class GaussianMixture(Pair):
             switching problem in Bayesian analysis of mixtures of distributions (2010), Journal of
             Computational and Graphical Statistics 19(2), 313-331.
         """
-        import dataclasses
-
         points = self._data(posterior) if x is None else x
         shape, flat, points = self._flatten(posterior, points)
         pivot = self._pivot(flat if like is None else self._flatten(like, points)[1], points)
@@ -342,10 +341,10 @@ class GaussianMixture(Pair):
         full = self.covariance == "full" and self.num_features > 1
         return (*sites, "correlation_cholesky") if full else sites
 
-    def _priors(self, like: torch.Tensor) -> dict[str, Distribution]:
+    def _priors(self, like: torch.Tensor) -> dict[str, TorchDistributionMixin]:
         """Return the priors; all but that of the weights are of one component."""
         zeros = like.new_zeros(self.num_features)
-        priors: dict[str, Distribution] = {
+        priors: dict[str, TorchDistributionMixin] = {
             "weights": dist.Dirichlet(
                 like.new_full((self.num_components,), self.weights_concentration)
             ),

@@ -223,16 +223,16 @@ class VAE(Pair):
             SiteError: If something is wrong with them.
         """
         self._check_shape(x)
+        highest = self.num_categories - 1 if self.likelihood == "categorical" else 1
         if self.likelihood == "categorical":
             integer = not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
             if not integer:
                 raise SiteError(
                     "x",
-                    expected=f"integers from 0 to {self.num_categories - 1} (categorical pixels)",
+                    expected=f"integers from 0 to {highest}",
                     got=str(x.dtype),
-                    remedy=f"From pixels in [0, 1]: (x * {self.num_categories - 1}).round().long().",
+                    remedy=f"Write (x * {highest}).round().long() for pixels in [0, 1].",
                 )
-            highest: float = self.num_categories - 1
         else:
             if not x.is_floating_point():
                 raise SiteError(
@@ -241,7 +241,6 @@ class VAE(Pair):
                     got=str(x.dtype),
                     remedy="Write x.float() / 255 for images of 8 bits, x.float() for binary ones.",
                 )
-            highest = 1.0
         if self.likelihood == "gaussian":
             return
         low, high = (float(value) for value in torch.aminmax(x))
@@ -251,7 +250,7 @@ class VAE(Pair):
             )
             raise SiteError(
                 "x",
-                expected=f"{what} {highest:g}",
+                expected=f"{what} {highest}",
                 got=f"values from {low:g} to {high:g}",
                 remedy=self._value_remedy(low, high),
             )
@@ -306,8 +305,9 @@ class VAE(Pair):
             pixel = self.decode(z.to(self.prior_loc)).base_dist
             if self.likelihood == "categorical":
                 values = torch.arange(self.num_categories).to(self.prior_loc)
-                return pixel.probs @ values
-            mean: torch.Tensor = pixel.mean
+                mean: torch.Tensor = pixel.probs @ values
+            else:
+                mean = pixel.mean
             return mean
 
     def reconstruct(self, x: torch.Tensor) -> torch.Tensor:

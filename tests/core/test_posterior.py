@@ -146,6 +146,10 @@ def test_local_latents_are_drawn_on_request() -> None:
     # 2,000 draws of sd sqrt(1/2): five standard errors are 0.08.
     assert few["z"][..., 1].mean().item() == pytest.approx(-2 * slope, abs=0.08)
     assert few.local_plate is None
+    # The bound is that of the rows drawn for, not of the data fitted to.
+    assert few.elbo is not None
+    assert result.elbo is not None
+    assert few.elbo[0] > result.elbo[0] / 2
     assert "z" in few.to_arviz(predictive_draws=5)["posterior"]
     drawn = result.predict({"y": torch.tensor([1.0, -2.0])}, draws=30)["y"]
     assert drawn.shape == (1, 30, 2)

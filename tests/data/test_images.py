@@ -109,7 +109,7 @@ def test_digits() -> None:
 
 
 def test_a_refused_download_is_an_error_or_the_digits(no_network: None, cache: Path) -> None:
-    with pytest.raises(DatasetUnavailableError, match="could not be downloaded.*data_dir"):
+    with pytest.raises(DatasetUnavailableError, match=r"could not be downloaded.*data_dir"):
         load_images("mnist")
     digits = load_images("auto")
     assert digits.name == "8x8 digits"
@@ -120,7 +120,7 @@ def test_a_refused_download_is_an_error_or_the_digits(no_network: None, cache: P
 
 def test_a_hanging_download_is_given_up(hanging_network: None, cache: Path) -> None:
     started = time.monotonic()
-    with pytest.raises(DatasetUnavailableError, match="given up after 1.5 seconds"):
+    with pytest.raises(DatasetUnavailableError, match=r"given up after 1.5 seconds"):
         load_mnist(download_timeout=1.5)
     # The import of torchvision in this process comes on top, where no test did that before.
     assert time.monotonic() - started < 30
@@ -128,11 +128,11 @@ def test_a_hanging_download_is_given_up(hanging_network: None, cache: Path) -> N
 
 
 def test_folder_without_mnist(tmp_path: Path, no_network: None) -> None:
-    with pytest.raises(DatasetUnavailableError, match="no MNIST in .*train-images-idx3-ubyte"):
+    with pytest.raises(DatasetUnavailableError, match=r"no MNIST in .*train-images-idx3-ubyte"):
         load_images("mnist", tmp_path)
     raw = write_mnist(tmp_path)
     (raw / "t10k-labels-idx1-ubyte").unlink()
-    with pytest.raises(DatasetUnavailableError, match="with t10k-labels-idx1-ubyte. Give"):
+    with pytest.raises(DatasetUnavailableError, match=r"with t10k-labels-idx1-ubyte. Give"):
         load_mnist(tmp_path)
     digits = load_images("auto", tmp_path)
     assert digits.name == "8x8 digits"

@@ -103,5 +103,5 @@ class MLPDecoder(nn.Module):
             Unbounded numbers, `(*batch, *image_shape)`, with a last axis of `num_outputs` where
             that is more than 1.
         """
-        pixels: torch.Tensor = self.layers(z)
-        return pixels.unflatten(-1, self.output_shape)
+        pixels: torch.Tensor = self.layers(z).unflatten(-1, self.output_shape)
+        return pixels
