@@ -19,7 +19,7 @@ from ppl_gen.core.pair import as_pair, guide_of, model_of, own_copy, prepare, si
 from ppl_gen.core.params import AnswerParams
 from ppl_gen.core.replay import Replay
 from ppl_gen.core.scope import isolated
-from ppl_gen.core.structure import Site, StartValues, kind_of, trace_sites
+from ppl_gen.core.structure import Site, StartValues, kind_of, not_enumerable, trace_sites
 
 __all__ = ["CheckReport", "check", "guide_problems"]
 
@@ -85,7 +85,11 @@ def check(pair: Any, data: Mapping[str, Any], *, seed: int = 0) -> CheckReport:
         bound = bind(pair, data)
     except (ValueError, TypeError) as error:
         return CheckReport((str(error),), ())
-    with isolated(seed):
+    parameter = next((p for p in pair.parameters() if p.is_floating_point()), None)
+    # A fit casts the data to this dtype: arrays of float64 are nothing to complain about.
+    dtype = torch.get_default_dtype() if parameter is None else parameter.dtype
+    with isolated(seed, dtype):
+        bound = {n: _cast(v, dtype) for n, v in bound.items()}
         problems: list[str] = []
         sites: dict[str, Site] = {}
         try:
@@ -108,6 +112,11 @@ def check(pair: Any, data: Mapping[str, Any], *, seed: int = 0) -> CheckReport:
     return CheckReport(tuple(problems), tuple(_line(site) for site in sites.values()))
 
 
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    floating = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.to(dtype) if floating else value
+
+
 def guide_problems(
     pair: nn.Module, data: Mapping[str, Any], model_sites: Mapping[str, Site]
 ) -> Iterator[SiteError]:
@@ -118,7 +127,10 @@ def guide_problems(
         data: The data, prepared.
         model_sites: The model's sites on that data.
     """
-    if list(signature(pair, "guide").parameters) != list(signature(pair).parameters):
+    parts = [signature(pair, part).parameters for part in ("model", "guide")]
+    # Pyro's AutoGuides take any arguments; data are passed by name, so that order is free.
+    takes_any = any(p.kind is p.VAR_KEYWORD for part in parts for p in part.values())
+    if not takes_any and set(parts[0]) != set(parts[1]):
         yield SiteError(
             "guide",
             expected=f"the model's arguments ({', '.join(signature(pair).parameters)})",
@@ -129,6 +141,8 @@ def guide_problems(
     guide_sites = trace_sites(pair, data, "guide")
     for name, site in model_sites.items():
         # Discrete latents that the guide leaves out are summed out.
+        if site.kind == "discrete" and not site.enumerable and name not in guide_sites:
+            yield not_enumerable(site)
         if site.kind == "latent" and name not in guide_sites:
             yield SiteError(
                 name,
@@ -219,6 +233,10 @@ def _line(site: Site) -> str:
 def _value_problems(pair: nn.Module, sites: Mapping[str, Site]) -> Iterator[str]:
     if not any(site.kind in ("latent", "discrete") for site in sites.values()):
         yield "the model has no latent site: there is nothing to infer."
+    if guide_of(pair) is None:
+        for site in sites.values():
+            if site.kind == "discrete" and not site.enumerable:
+                yield str(not_enumerable(site))
     if not any(site.kind in ("observed", "factor") for site in sites.values()):
         yield "the model observes nothing: pass data to obs= of a sample statement."
     parameter = next(iter(pair.parameters()), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import platform
 import time
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from ppl_gen.core.arguments import bind
-from ppl_gen.core.errors import NonFiniteLossError
+from ppl_gen.core.errors import NonFiniteLossError, did_you_mean
 from ppl_gen.core.method import Method, Problem, Result
 from ppl_gen.core.pair import as_pair, cast, own_copy
 from ppl_gen.core.posterior import Posterior, assemble
@@ -63,11 +64,7 @@ def fit(
     """
     source = as_pair(pair)
     if not dataclasses.is_dataclass(method) or isinstance(method, type):
-        msg = (
-            f"method: expected an inference method such as SVI() or NUTS(), got {method!r}. "
-            "They are in ppl_gen.inference."
-        )
-        raise TypeError(msg)
+        raise _no_method(method)
     if not 0 <= seed < 2**32:
         msg = f"seed: expected a whole number from 0 to 2**32 - 1, got {seed}."
         raise ValueError(msg)
@@ -99,6 +96,22 @@ def fit(
     if result.failure is not None:
         raise NonFiniteLossError(result.failure, posterior)
     return posterior
+
+
+def _no_method(given: object) -> TypeError:
+    """Return the error for what is no method, with the near ones where it is a name."""
+    names = [name for name in _methods().__all__ if hasattr(getattr(_methods(), name), "run")]
+    short = given.__name__ if isinstance(given, type) else str(given)
+    # Names come in any case: "nuts" is near "NUTS".
+    near = did_you_mean(short.upper(), names) if isinstance(given, str | type) else ""
+    return TypeError(
+        f"method: expected an inference method, such as SVI() or NUTS(), got {given!r}. There are "
+        f"{', '.join(names)} in ppl_gen.inference.{near}"
+    )
+
+
+def _methods() -> Any:
+    return importlib.import_module("ppl_gen.inference")
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
-from pyro.infer import config_enumerate
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine.messenger import Messenger
@@ -22,8 +21,8 @@ from ppl_gen.core.draws import map_draws
 from ppl_gen.core.errors import SiteError
 from ppl_gen.core.pair import as_pair, cast, model_of, own_copy, prepare
 from ppl_gen.core.params import AnswerParams
-from ppl_gen.core.scope import default_dtype, unchecked
-from ppl_gen.core.structure import Site, kind_of, trace_sites
+from ppl_gen.core.scope import default_dtype, isolated, unchecked
+from ppl_gen.core.structure import Site, enumerated, kind_of, not_enumerable, trace_sites
 
 __all__ = ["Block", "LogDensity", "enumeration_dim", "log_joint"]
 
@@ -67,9 +66,11 @@ class LogDensity:
         data: The data by the names of the model's arguments.
         dtype: What it computes in.
         device: Where it computes.
+        prepared: Whether the data went through the pair's `validate` and `prepare` already, as
+            those of a posterior did.
 
     Raises:
-        SiteError: If a support has no bijection, or a tensor of another dtype takes part.
+        SiteError: If a support has no bijection, a discrete site infinitely many values, or a tensor of another dtype takes part.
         ValueError: If the model has no continuous latent site or subsamples its data.
 
     Example:
@@ -91,15 +92,16 @@ class LogDensity:
         *,
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
+        prepared: bool = False,
     ) -> None:
         self.dtype = dtype
         self.device = torch.device(device)
         self.pair = cast(own_copy(as_pair(pair)), dtype, self.device)
         check_captured(self.pair, dtype, self.device)
-        self.data = move(bind(self.pair, data), dtype, self.device)
-        with default_dtype(dtype), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.data = prepare(self.pair, self.data)
+        self.data = move(data if prepared else bind(self.pair, data), dtype, self.device)
+        with isolated(0, dtype):
+            if not prepared:
+                self.data = prepare(self.pair, self.data)
             self.model_sites = trace_sites(self.pair, self.data)
             self.blocks = self._lay_out()
         self.dim = max((block.stop for block in self.blocks.values()), default=0)
@@ -251,6 +253,8 @@ class LogDensity:
                         "density needs all of the data. Use SVI with batch_size, or the full plate."
                     )
                     raise ValueError(msg)
+            if site.kind == "discrete" and not site.enumerable:
+                raise not_enumerable(site)
             if site.kind != "latent":
                 continue
             if name not in again or again[name].shape != site.shape:
@@ -420,11 +424,9 @@ def _enumerated_log_joint(
     the sum over the discrete sites, as in the enumerated ELBO (Obermeyer et al. 2019, Tensor
     Variable Elimination for Plated Factor Graphs, arXiv:1902.03210).
     """
-    enumerated = poutine.enum(
-        config_enumerate(model, default="parallel"), first_available_dim=first_dim
-    )
+    summed_out = poutine.enum(enumerated(model), first_available_dim=first_dim)
     with substitute:
-        trace = poutine.trace(enumerated).get_trace(**data)
+        trace = poutine.trace(summed_out).get_trace(**data)
     trace.compute_log_prob()
     trace.pack_tensors()
     enum_dims = set(trace.symbol_to_dim) - set(trace.plate_to_symbol.values())

@@ -66,7 +66,7 @@ class Guide(Protocol):
     """
 
     def draw(self, pair: nn.Module, data: Mapping[str, Any], draws: int) -> GuideDraws:
-        """Return draws of the latent sites that the data has."""
+        """Return draws of the latent sites that the data has, which are prepared already."""
         ...
 
 

@@ -102,8 +102,8 @@ def split(
         The mini-batches.
 
     Raises:
-        ValueError: If the batch size does not fit, or no plate (or not the one named) is over
-            the length of the data.
+        ValueError: If the batch size does not fit, or no plate, not the one named, or more than
+            one is over the length of the data.
     """
     if batch_size < 1:
         msg = f"batch_size: expected at least 1, got {batch_size}."
@@ -128,6 +128,12 @@ def split(
         found += follows
         if not follows or (plate is not None and plate not in follows):
             continue
+        if len(follows) > 1:
+            msg = (
+                f"the plates {', '.join(follows)} are all over the rows of the data, and only one "
+                "can be mini-batched: put the sites of all of them into one plate."
+            )
+            raise ValueError(msg)
         if batch_size > length:
             msg = f"batch_size {batch_size} is larger than the data, which has {length} rows."
             raise ValueError(msg)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import dis
+import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from pyro.poutine.messenger import _bound_partial, _context_wrap
 from torch import nn
 
 __all__ = [
@@ -152,8 +155,19 @@ def signature(pair: nn.Module, part: str = "model") -> inspect.Signature:
         pair: A pair.
         part: "model" or "guide".
     """
-    function = getattr(pair, part)
+    function = _without_handlers(getattr(pair, part))
     return inspect.signature(function.forward if isinstance(function, nn.Module) else function)
+
+
+def _without_handlers(function: Any) -> Any:
+    """Return the function that Pyro's handlers were put around as decorators."""
+    while True:
+        if isinstance(function, _bound_partial):
+            function = function.func
+        elif isinstance(function, functools.partial) and function.func is _context_wrap:
+            function = function.args[1]
+        else:
+            return function
 
 
 def prepare(pair: nn.Module, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,9 +204,14 @@ def captured(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
             yield name, cell.cell_contents
         except ValueError:  # a variable that has no value yet
             continue
-    for name in function.__code__.co_names:
+    for name in _global_names(function.__code__):
         if name in function.__globals__:
             yield name, function.__globals__[name]
+
+
+def _global_names(code: types.CodeType) -> set[str]:
+    # `co_names` would not do: it has the names of attributes too.
+    return {step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
 
 
 def _modules_of(function: Callable[..., Any]) -> list[nn.Module]:
@@ -217,7 +236,7 @@ def _with_modules(function: Callable[..., Any], modules: Mapping[int, Any]) -> C
         except ValueError:
             return cell
 
-    names = set(function.__code__.co_names)
+    names = _global_names(function.__code__)
     used = {
         name: modules[id(value)]
         for name, value in function.__globals__.items()

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
-from pyro.infer import config_enumerate
 from torch import nn
 
 from ppl_gen.core.pair import model_of
 from ppl_gen.core.params import AnswerParams
 from ppl_gen.core.replay import Replay
 from ppl_gen.core.scope import unchecked
-from ppl_gen.core.structure import Site, kind_of
+from ppl_gen.core.structure import Site, enumerated, kind_of
 
 __all__ = ["pointwise_log_likelihood"]
 
@@ -46,9 +45,7 @@ def pointwise_log_likelihood(
     nesting = -min((p.dim for s in sites.values() for p in s.plates if p.dim), default=0)
     model = model_of(pair)
     if discrete:
-        model = poutine.enum(
-            config_enumerate(model, default="parallel"), first_available_dim=-1 - nesting
-        )
+        model = poutine.enum(enumerated(model), first_available_dim=-1 - nesting)
     with torch.no_grad(), unchecked(), AnswerParams(pair), Replay(values):
         trace = poutine.trace(model).get_trace(**data)
     prior: torch.Tensor | float = 0.0

@@ -120,9 +120,8 @@ class Posterior:
             msg = "an MCMC posterior has its draws and no guide: use posterior.draws."
             raise ValueError(msg)
         _check_count("draws", draws)
-        pair, data = self._run_on(data)
         with isolated(seed, self._dtype):
-            data = prepare(pair, data)
+            pair, data = self._prepared(data)
             drawn: GuideDraws = self.guide.draw(pair, data, draws)  # type: ignore[operator]
             values = {name: value.unsqueeze(0) for name, value in drawn.values.items()}
             return assemble(
@@ -156,9 +155,8 @@ class Posterior:
             ValueError: If the pair or the data is missing.
         """
         source = self._with_local_draws(data, draws, seed)
-        pair, bound = source._run_on(data)
         with isolated(seed, self._dtype):
-            bound = prepare(pair, bound)
+            pair, bound = source._prepared(data)
             sites = trace_sites(pair, bound, "model", Unobserve())
             latents = source._latents_for(sites)
             thinned = {name: _thin(source.draws[name], draws) for name in latents}
@@ -187,9 +185,8 @@ class Posterior:
             ValueError: If a prior is improper, and cannot be drawn from.
         """
         _check_count("draws", draws)
-        pair, bound = self._run_on(data)
         with isolated(seed, self._dtype):
-            bound = prepare(pair, bound)
+            pair, bound = self._prepared(data)
             sites = trace_sites(pair, bound, "model", Unobserve())
             improper = [s.name for s in sites.values() if s.distribution == "ImproperUniform"]
             if improper:
@@ -219,8 +216,8 @@ class Posterior:
         """
         from ppl_gen.core.pointwise import pointwise_log_likelihood
 
-        pair, data = self._run_on(None)
         with isolated(0, self._dtype):
+            pair, data = self._prepared(None)
             sites = trace_sites(pair, data)
             latents = {name: self.draws[name] for name in self._latents_for(sites)}
             return self._map(
@@ -300,6 +297,13 @@ class Posterior:
         bound = dict(self.data or {}) if data is None else bind(pair, data)
         return pair, move(bound, self._dtype, cpu)
 
+    def _prepared(self, data: Mapping[str, Any] | None) -> tuple[nn.Module, dict[str, Any]]:
+        """Return pair and data as `_run_on` does, the data after the pair's `prepare`."""
+        pair, bound = self._run_on(data)
+        # The data of draws are kept as prepared; to prepare them twice would change them.
+        stored = data is None and self.local_plate is None
+        return pair, bound if stored else prepare(pair, bound)
+
     def _latents_for(self, sites: Mapping[str, Any]) -> list[str]:
         """Return the drawn latents that a run of the model has, with their shapes checked."""
         names = [name for name in self.latents if name in sites]
@@ -345,6 +349,7 @@ def assemble(posterior: Posterior) -> Posterior:
     if posterior.local_plate is not None:
         # Only a few rows are needed to see the sites, and all of them may be very many.
         pair, data = posterior._run_on(_first_rows(posterior))
+        data = prepare(pair, data)
     else:
         pair, data = posterior._run_on(None)
     found = trace_sites(pair, data)

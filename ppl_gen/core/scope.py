@@ -73,4 +73,6 @@ def isolated(seed: int, dtype: torch.dtype | None = None) -> Iterator[None]:
         stack.enter_context(default_dtype(dtype or torch.get_default_dtype()))
         stack.enter_context(pyro.validation_enabled(pyro.poutine.is_validation_enabled()))
         stack.enter_context(pyro.settings.context(module_local_params=True))
+        # AutoGuides run the model once where no handler of ours sees its parameters.
+        stack.enter_context(pyro.get_param_store().scope())
         yield

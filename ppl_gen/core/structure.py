@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
@@ -18,9 +19,21 @@ from ppl_gen.core.arguments import lengths
 from ppl_gen.core.errors import SiteError
 from ppl_gen.core.params import AnswerParams
 
-__all__ = ["Kind", "Plate", "Site", "StartValues", "Unobserve", "kind_of", "trace_sites"]
+__all__ = [
+    "Kind",
+    "Plate",
+    "Site",
+    "StartValues",
+    "Unobserve",
+    "enumerated",
+    "kind_of",
+    "not_enumerable",
+    "trace_sites",
+]
 
-Kind = Literal["latent", "discrete", "observed", "deterministic", "factor", "subsample"]
+Kind = Literal[
+    "latent", "discrete", "observed", "deterministic", "factor", "subsample", "auxiliary"
+]
 
 
 @dataclass(frozen=True)
@@ -46,13 +59,15 @@ class Site:
 
     Args:
         name: Its name.
-        kind: "latent" (continuous), "discrete", "observed", "deterministic" or "factor".
+        kind: "latent" (continuous), "discrete", "observed", "deterministic", "factor", or
+            "auxiliary" (a site of the guide only, from which Pyro's AutoGuides make the others).
         shape: Shape of its value, (*batch, *event).
         event_dim: Number of event axes.
         support: Support of its distribution.
         plates: Plates around it, innermost first.
         distribution: The distribution's name, for messages.
         value: The value of that run.
+        enumerable: Whether its distribution has a finite support that can be enumerated.
     """
 
     name: str
@@ -63,6 +78,7 @@ class Site:
     plates: tuple[Plate, ...]
     distribution: str
     value: torch.Tensor
+    enumerable: bool = False
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -90,6 +106,8 @@ def kind_of(msg: Mapping[str, Any]) -> Kind:
         return "deterministic"
     if msg["is_observed"] or msg["infer"].get("was_observed"):
         return "factor" if isinstance(_base(function), dist.Unit) else "observed"
+    if msg["infer"].get("is_auxiliary"):
+        return "auxiliary"
     discrete = getattr(function.support, "is_discrete", False) or function.has_enumerate_support
     return "discrete" if discrete else "latent"
 
@@ -102,8 +120,35 @@ def _base(function: Any) -> Any:
     return function
 
 
+def enumerated(model: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a model that asks for the exact sum over each of its discrete latent sites."""
+    return poutine.infer_config(model, _sum_out)  # type: ignore[no-any-return]
+
+
+def _sum_out(msg: Mapping[str, Any]) -> dict[str, Any]:
+    if msg["type"] != "sample" or msg["is_observed"] or not msg["fn"].has_enumerate_support:
+        return {}
+    # A site's own wish for sequential enumeration or samples is for guides: here it would be drawn.
+    expand = msg["infer"].get("expand", False)
+    return {"enumerate": "parallel", "num_samples": None, "expand": expand}
+
+
+def not_enumerable(site: Site) -> SiteError:
+    """Return the error for a discrete latent site that cannot be summed out."""
+    return SiteError(
+        site.name,
+        expected="a discrete latent with finitely many values, to be summed out",
+        got=f"{site.distribution}, which has no end",
+        remedy="Sum it out by hand, truncate it to a Categorical, or sample it in a guide.",
+    )
+
+
 class StartValues(Messenger):
-    """Gives improper priors, which have nothing to sample from, a value inside their support."""
+    """Gives latent sites values to start from, in torch's default dtype.
+
+    Improper priors, which have nothing to sample from, get a value inside their support. A prior
+    made beforehand, such as that of a `PyroSample`, draws in the dtype that it was made in.
+    """
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if msg["value"] is not None or msg["is_observed"]:
@@ -113,6 +158,13 @@ class StartValues(Messenger):
             shape = bijection.inverse_shape(msg["fn"].batch_shape + msg["fn"].event_shape)
             msg["value"] = bijection(torch.empty(shape).uniform_(-2.0, 2.0))
             msg["done"] = True
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        value = msg["value"]
+        if msg["is_observed"] or not isinstance(value, torch.Tensor):
+            return
+        if value.is_floating_point() and value.dtype != torch.get_default_dtype():
+            msg["value"] = value.to(torch.get_default_dtype())
 
 
 class Unobserve(Messenger):
@@ -164,6 +216,7 @@ class _Record(Messenger):
             ),
             distribution=type(_base(function)).__name__,
             value=value.detach(),
+            enumerable=function.has_enumerate_support,
         )
 
 

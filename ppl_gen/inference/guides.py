@@ -88,7 +88,9 @@ class GaussianGuide(nn.Module):
     @torch.no_grad()
     def draw(self, pair: nn.Module, data: Mapping[str, Any], draws: int) -> GuideDraws:
         """Return draws of the latent sites, with densities in unconstrained space."""
-        density = LogDensity(pair, data, dtype=self.loc.dtype, device=self.loc.device)
+        density = LogDensity(
+            pair, data, dtype=self.loc.dtype, device=self.loc.device, prepared=True
+        )
         return self.draw_from(density, draws)
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import nn
 
@@ -15,7 +15,7 @@ from ppl_gen.core.check import guide_problems
 from ppl_gen.core.pair import model_of, prepare
 from ppl_gen.core.params import AnswerParams
 from ppl_gen.core.scope import unchecked
-from ppl_gen.core.structure import Site, trace_sites
+from ppl_gen.core.structure import Site, enumerated, kind_of, trace_sites
 from ppl_gen.inference.guides import GaussianGuide, PairGuide
 
 __all__ = ["GaussianObjective", "PairObjective"]
@@ -52,6 +52,8 @@ class GaussianObjective:
     def loss(self, batch: Mapping[str, Any] | None) -> torch.Tensor:
         """Return an unbiased estimate of the negative ELBO of the whole data, ()."""
         draws = self.guide.rsample(self.particles)
+        if batch is not None:
+            batch = prepare(self.density.pair, batch)
         log_prob = self.density.log_prob(draws, batch, self.handlers)
         return -(log_prob.mean() + self.guide.entropy())
 
@@ -65,7 +67,8 @@ class PairObjective:
     """The ELBO of the pair's own guide, by Pyro.
 
     Discrete latents that the guide leaves out are summed out; the KL divergence is exact where
-    model and guide sample their latents in the same order and Pyro knows it.
+    model and guide sample their latents in the same order, scaled and masked alike, and Pyro knows
+    it.
 
     Args:
         pair: The pair, trained in place.
@@ -87,15 +90,17 @@ class PairObjective:
         self.pair = pair
         self.guide = PairGuide()
         self.scale = Messenger() if scale is None else scale
-        self.model_sites = trace_sites(pair, data)
+        weights = _Weights(), _Weights()
+        self.model_sites = trace_sites(pair, data, "model", weights[0])
         for problem in guide_problems(pair, data, self.model_sites):
             raise problem
-        guide_sites = trace_sites(pair, data, "guide")
+        guide_sites = trace_sites(pair, data, "guide", weights[1])
         self.latents = {n for n, s in guide_sites.items() if s.kind in ("latent", "discrete")}
         self.model = model_of(pair)
-        self.elbo = _pyro_elbo(self.model_sites, guide_sites, particles)
+        same_weights = _alike(weights[0].by_site, weights[1].by_site)
+        self.elbo = _pyro_elbo(self.model_sites, guide_sites, particles, same_weights)
         if isinstance(self.elbo, TraceEnum_ELBO):
-            self.model = config_enumerate(self.model)
+            self.model = enumerated(self.model)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield what is trained, by name."""
@@ -118,7 +123,35 @@ class PairObjective:
         return _not_finite({n: float(s.value.sum()) for n, s in guide_sites.items()})
 
 
-def _pyro_elbo(model: Mapping[str, Site], guide: Mapping[str, Site], particles: int) -> Any:
+class _Weights(Messenger):
+    """Keeps scale and mask of the latent sites of a run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_site: dict[str, tuple[Any, Any]] = {}
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        if kind_of(msg) in ("latent", "auxiliary"):
+            self.by_site[msg["name"]] = (msg["scale"], msg["mask"])
+
+
+def _alike(model: Mapping[str, tuple[Any, Any]], guide: Mapping[str, tuple[Any, Any]]) -> bool:
+    """Return whether model and guide give their latent sites the same scales and masks."""
+
+    def equal(a: Any, b: Any) -> bool:
+        if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
+            known = a is not None and b is not None
+            return known and bool((torch.as_tensor(a) == torch.as_tensor(b)).all())
+        return bool(a == b)
+
+    return model.keys() == guide.keys() and all(
+        equal(a, b) for name in model for a, b in zip(model[name], guide[name], strict=True)
+    )
+
+
+def _pyro_elbo(
+    model: Mapping[str, Site], guide: Mapping[str, Site], particles: int, same_weights: bool
+) -> Any:
     nesting = -min((p.dim for s in model.values() for p in s.plates if p.dim), default=0)
     options: dict[str, Any] = {"num_particles": particles, "max_plate_nesting": nesting}
     if any(site.kind == "discrete" and name not in guide for name, site in model.items()):
@@ -126,7 +159,9 @@ def _pyro_elbo(model: Mapping[str, Site], guide: Mapping[str, Site], particles: 
     in_model = [name for name, site in model.items() if site.kind in ("latent", "discrete")]
     in_guide = [name for name, site in guide.items() if site.kind in ("latent", "discrete")]
     continuous = all(site.kind != "discrete" for site in model.values())
-    exact: Any = TraceMeanField_ELBO if in_model == in_guide and continuous else Trace_ELBO
+    # The exact KL divergence takes the guide's scale and mask for both of its densities.
+    analytic = in_model == in_guide and continuous and same_weights
+    exact: Any = TraceMeanField_ELBO if analytic else Trace_ELBO
     return exact(**options)
 
 

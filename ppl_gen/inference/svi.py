@@ -207,7 +207,15 @@ class SVI:
             with default_dtype(dtype):
                 batches = self._split(pair, moved)
             data = batches.rows(torch.arange(min(2, batches.length), device=problem.device))
-        density = LogDensity(problem.pair, data, dtype=dtype, device=problem.device)
+            with default_dtype(dtype):
+                data = prepare(pair, data)
+        density = LogDensity(
+            problem.pair,
+            data,
+            dtype=dtype,
+            device=problem.device,
+            prepared=batches is not None,
+        )
         if batches is not None:
             local = [s.name for s in density.sites.values() if s.inside(batches.plate)]
             if local:

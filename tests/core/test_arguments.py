@@ -68,6 +68,8 @@ def test_what_is_no_pair_or_method() -> None:
         fit(Pair, {}, SVI())
     with pytest.raises(TypeError, match=r"such as SVI\(\)"):
         fit(model, {"x": GOOD}, SVI)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"got 'nutz'.*HMC, NUTS, SVI.*Did you mean 'NUTS'"):
+        fit(model, {"x": GOOD}, "nutz")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="seed"):
         fit(model, {"x": GOOD}, SVI(), seed=-1)
     with pytest.raises(ValueError, match="device 'gpu'"):
