@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from ppl_gen.core.closure import captured
 from ppl_gen.core.errors import SiteError, did_you_mean
-from ppl_gen.core.pair import captured, guide_of, signature
+from ppl_gen.core.pair import guide_of, signature
 
 __all__ = ["bind", "check_captured", "lengths", "move", "num_bytes"]
 
@@ -51,12 +52,21 @@ def bind(pair: nn.Module, data: Mapping[str, Any]) -> dict[str, Any]:
 def move(
     data: Mapping[str, Any], dtype: torch.dtype | None, device: torch.device
 ) -> dict[str, Any]:
-    """Return data on a device, its floating-point tensors in a dtype (None leaves theirs)."""
-    moved = dict(data)
-    for name, value in data.items():
-        if isinstance(value, torch.Tensor):
-            moved[name] = value.to(device, dtype if value.is_floating_point() else None)
-    return moved
+    """Return data on a device, its floating-point tensors in a dtype (None leaves theirs).
+
+    Tensors inside of dictionaries, lists and tuples are among them.
+    """
+    return {name: _move(value, dtype, device) for name, value in data.items()}
+
+
+def _move(value: Any, dtype: torch.dtype | None, device: torch.device) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device, dtype if value.is_floating_point() else None)
+    if isinstance(value, dict):
+        return {key: _move(item, dtype, device) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_move(item, dtype, device) for item in value)
+    return value
 
 
 def lengths(data: Mapping[str, Any]) -> dict[str, int]:

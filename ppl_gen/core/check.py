@@ -188,13 +188,22 @@ def _disagreement(model: Site, guide: Site) -> Iterator[SiteError]:
             got=f"{[p.name for p in guide.plates]}",
             remedy="Use the same plates, by the same names, around it.",
         )
-    elif guide.distribution != "Delta" and _support(model) != _support(guide):
+    elif guide.distribution != "Delta" and not _same_support(model, guide):
         yield SiteError(
             model.name,
             expected=f"the model's support {_support(model)} in the guide",
             got=f"{_support(guide)} ({guide.distribution})",
             remedy="Use a distribution on the same support, such as a transformed Normal.",
         )
+
+
+def _same_support(model: Site, guide: Site) -> bool:
+    if _support(model) == _support(guide):
+        return True
+    # PyTorch takes the support of a transformed distribution from its last transform alone, and
+    # that of a shift or a scaling is real: only the values can tell.
+    transformed = guide.distribution == "TransformedDistribution"
+    return transformed and bool(model.support.check(guide.value).all())
 
 
 def _support(site: Site) -> str:
@@ -333,6 +342,9 @@ def _minibatch_problems(pair: nn.Module, data: Mapping[str, Any]) -> Iterator[st
         batches = split(pair, data, 2 * longest // 3)
     except ValueError:
         return  # a model that cannot be cut into mini-batches is fitted on all of its data
+    plates = [p for site in trace_sites(pair, data).values() for p in site.plates]
+    if any(plate.name == batches.plate and plate.dim is None for plate in plates):
+        return  # the sites of a sequential plate are named by row: they cannot be matched
     try:
         whole, sites = _observed_terms(pair, data, {}, ())
         total = 0.0

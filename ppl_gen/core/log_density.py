@@ -70,7 +70,8 @@ class LogDensity:
             those of a posterior did.
 
     Raises:
-        SiteError: If a support has no bijection, a discrete site infinitely many values, or a tensor of another dtype takes part.
+        SiteError: If a support has no bijection, a discrete site has infinitely many values, or a
+            tensor of another dtype takes part.
         ValueError: If the model has no continuous latent site or subsamples its data.
 
     Example:
@@ -424,7 +425,7 @@ def _enumerated_log_joint(
     the sum over the discrete sites, as in the enumerated ELBO (Obermeyer et al. 2019, Tensor
     Variable Elimination for Plated Factor Graphs, arXiv:1902.03210).
     """
-    summed_out = poutine.enum(enumerated(model), first_available_dim=first_dim)
+    summed_out: Any = poutine.enum(enumerated(model), first_available_dim=first_dim)
     with substitute:
         trace = poutine.trace(summed_out).get_trace(**data)
     trace.compute_log_prob()

@@ -78,7 +78,8 @@ class Result:
         draws: Draws of the latent sites, (chain, draw, *site).
         sample_stats: One number for each draw, by ArviZ's names, (chain, draw).
         data: The data that the draws belong to: prepared, and where it is stored.
-        local_plate: Name of the mini-batched plate, whose sites are not among the draws.
+        local_plate: Name of the mini-batched plate whose latent sites are not among the draws, if
+            there are such: then the data, which may be very many, need not be prepared.
         guide: The guide, for a variational method.
         history: The loss after each step, for a variational method, (step,).
         elbo: Estimate of the evidence lower bound and its Monte Carlo standard error.

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import copy
-import dis
 import functools
 import inspect
-import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from pyro.poutine.messenger import _bound_partial, _context_wrap
 from torch import nn
 
+from ppl_gen.core.closure import captured, with_modules
+
 __all__ = [
     "FunctionPair",
     "Pair",
     "as_pair",
-    "captured",
     "cast",
     "guide_of",
     "model_of",
@@ -62,9 +61,9 @@ class Pair(nn.Module):
 class FunctionPair(nn.Module):
     """A bare Pyro function, or a model and a guide, as a pair.
 
-    Modules that the functions use from outside (a closure, a global, or the object that a method
-    belongs to) become submodules of the pair; a copy of the pair uses copies of them, so that a
-    fit leaves the originals alone.
+    Modules that the functions use from outside (in a closure, a global, a `functools.partial`, or
+    the object that a method belongs to) become submodules of the pair; a copy of the pair uses
+    copies of them, so that a fit leaves the originals alone.
 
     Args:
         model: The model, a function or a module, in plain Pyro.
@@ -86,8 +85,8 @@ class FunctionPair(nn.Module):
         used = {id(module): copy.deepcopy(module, memo) for module in self._used}
         guide = guide_of(self)
         pair = FunctionPair(
-            _with_modules(self.model, used),
-            None if guide is None else _with_modules(guide, used),
+            with_modules(self.model, used),
+            None if guide is None else with_modules(guide, used),
         )
         for name, module in self._modules.items():
             if name not in pair._modules and module is not None:
@@ -133,7 +132,17 @@ def model_of(pair: nn.Module) -> Callable[..., Any]:
 
 def own_copy(pair: nn.Module) -> nn.Module:
     """Return a copy of a pair whose Pyro modules keep their parameters to themselves."""
+    # To copy an AutoGuide of Pyro takes its model away, from the copy and from itself.
+    autoguides = [
+        (module, vars(module)["_model"], vars(module)["master"])
+        for module in pair.modules()
+        if isinstance(vars(module).get("_model"), tuple)
+    ]
     copied = copy.deepcopy(pair)
+    copies = {id(a): b for a, b in zip(pair.modules(), copied.modules(), strict=True)}
+    for guide, model, master in autoguides:
+        vars(guide).update(_model=model, master=master)
+        vars(copies[id(guide)])["_model"] = tuple(with_modules(part, copies) for part in model)
     for module in copied.modules():
         context = getattr(module, "_pyro_context", None)
         # Pyro makes this dictionary only while its setting module_local_params is on.
@@ -184,75 +193,8 @@ def pair_config(pair: nn.Module) -> dict[str, Any]:
     return {name: getattr(pair, name) for name in named}
 
 
-def captured(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
-    """Yield name and value of everything that a function uses from outside itself.
-
-    Args:
-        function: A function, method or module. Of a module, its plain tensor attributes count.
-    """
-    if isinstance(function, nn.Module):
-        yield "model", function
-        return
-    if isinstance(function, types.MethodType):
-        yield "self", function.__self__
-        function = function.__func__
-    function = inspect.unwrap(function)
-    if not isinstance(function, types.FunctionType):
-        return
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            yield name, cell.cell_contents
-        except ValueError:  # a variable that has no value yet
-            continue
-    for name in _global_names(function.__code__):
-        if name in function.__globals__:
-            yield name, function.__globals__[name]
-
-
-def _global_names(code: types.CodeType) -> set[str]:
-    # `co_names` would not do: it has the names of attributes too.
-    return {step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
-
-
 def _modules_of(function: Callable[..., Any]) -> list[nn.Module]:
     return [value for _, value in captured(function) if isinstance(value, nn.Module)]
-
-
-def _with_modules(function: Callable[..., Any], modules: Mapping[int, Any]) -> Callable[..., Any]:
-    """Return a function that uses the modules given in place of its own ones."""
-    if isinstance(function, nn.Module):
-        return modules[id(function)]  # type: ignore[no-any-return]
-    if isinstance(function, types.MethodType):
-        owner = modules.get(id(function.__self__), function.__self__)
-        return types.MethodType(_with_modules(function.__func__, modules), owner)
-    if not isinstance(function, types.FunctionType) or not any(
-        id(value) in modules for _, value in captured(function)
-    ):
-        return function
-
-    def replace(cell: types.CellType) -> types.CellType:
-        try:
-            return types.CellType(modules.get(id(cell.cell_contents), cell.cell_contents))
-        except ValueError:
-            return cell
-
-    names = _global_names(function.__code__)
-    used = {
-        name: modules[id(value)]
-        for name, value in function.__globals__.items()
-        if name in names and id(value) in modules
-    }
-    closure = tuple(replace(cell) for cell in function.__closure__ or ())
-    rebuilt = types.FunctionType(
-        function.__code__,
-        # A function without replaced globals keeps seeing the living ones.
-        {**function.__globals__, **used} if used else function.__globals__,
-        function.__name__,
-        function.__defaults__,
-        closure,
-    )
-    rebuilt.__kwdefaults__ = function.__kwdefaults__
-    return rebuilt
 
 
 def cast(pair: nn.Module, dtype: torch.dtype | None, device: torch.device) -> nn.Module:

@@ -20,7 +20,7 @@ from ppl_gen.core.pair import cast, model_of, own_copy, prepare
 from ppl_gen.core.params import AnswerParams
 from ppl_gen.core.replay import Replay
 from ppl_gen.core.scope import isolated, unchecked
-from ppl_gen.core.structure import StartValues, Unobserve, trace_sites
+from ppl_gen.core.structure import StartValues, Unobserve, dependent_on_discrete, trace_sites
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +38,8 @@ class Posterior:
 
     Args:
         draws: Draws of latent and deterministic sites by name, (chain, draw, *site), on the CPU.
+            Discrete latents that were summed out have none, nor have deterministic sites that
+            follow from them.
         latents: Names of the latent sites among them.
         observed: Names of the observed sites.
         pair: The trained copy of the pair; None for one loaded without it.
@@ -348,8 +350,8 @@ def assemble(posterior: Posterior) -> Posterior:
     """
     if posterior.local_plate is not None:
         # Only a few rows are needed to see the sites, and all of them may be very many.
-        pair, data = posterior._run_on(_first_rows(posterior))
-        data = prepare(pair, data)
+        few = dataclasses.replace(posterior, data=_first_rows(posterior))
+        pair, data = few._prepared(None)
     else:
         pair, data = posterior._run_on(None)
     found = trace_sites(pair, data)
@@ -359,6 +361,11 @@ def assemble(posterior: Posterior) -> Posterior:
         if not (posterior.local_plate and site.inside(posterior.local_plate))
     }
     wanted = [name for name, site in sites.items() if site.kind == "deterministic"]
+    summed_out = [n for n, s in sites.items() if s.kind == "discrete" and n not in posterior.draws]
+    if summed_out:
+        # Without draws of those latents, a value that follows from them would be one of the prior.
+        depends = dependent_on_discrete(pair, data, wanted)
+        wanted = [name for name in wanted if name not in depends]
     draws = {name: value.cpu() for name, value in posterior.draws.items()}
     if wanted and draws:
         latents = {name: draws[name] for name in posterior.latents if name in sites}

@@ -23,6 +23,7 @@ from ppl_gen.core.errors import LoadError, unknown
 from ppl_gen.core.pair import as_pair, own_copy, pair_config
 from ppl_gen.core.params import adopt_params
 from ppl_gen.core.posterior import Posterior
+from ppl_gen.core.scope import seeded
 
 __all__ = ["load", "save"]
 
@@ -31,6 +32,8 @@ _MANIFEST = "posterior.json"
 _DRAWS = "draws.nc"
 _WEIGHTS = "weights.safetensors"
 _DATA = "data.safetensors"
+# The key that stands for a tensor inside of a dictionary or list of the data.
+_TENSOR = "<tensor>"
 
 # Where the classes are looked up that a folder may name.
 _PAIRS = "ppl_gen.models"
@@ -87,7 +90,9 @@ def load(path: str | Path, pair: Any = None) -> Posterior:
     weights = _read_tensors(path / _WEIGHTS)
     data = None
     if manifest["data"] is not None:
-        data = {**_read_tensors(path / _DATA), **manifest["data"]["other"]}
+        tensors = _read_tensors(path / _DATA)
+        data = {n: _give_tensors(v, tensors) for n, v in manifest["data"]["other"].items()}
+        data |= tensors
     guide = None
     if manifest["guide"] is not None:
         guide = _rebuild(manifest["guide"], _GUIDES)
@@ -127,8 +132,9 @@ def _write(posterior: Posterior, folder: Path) -> None:
     other: dict[str, Any] = {}
     if stored:
         assert posterior.data is not None
-        tensors = {n: v for n, v in posterior.data.items() if isinstance(v, torch.Tensor)}
-        other = {n: v for n, v in posterior.data.items() if n not in tensors}
+        tensors: dict[str, torch.Tensor] = {}
+        other = {n: _take_tensors(v, n, tensors) for n, v in posterior.data.items()}
+        other = {n: v for n, v in other.items() if n not in tensors}
         save_file({n: v.cpu().contiguous().clone() for n, v in tensors.items()}, folder / _DATA)
     files = sorted(entry.name for entry in folder.iterdir())
     manifest = {
@@ -237,7 +243,10 @@ def _rebuild(described: Mapping[str, Any], package: str) -> nn.Module:
     module = importlib.import_module(package)
     if described["class"] not in module.__all__:
         raise LoadError(str(unknown("class", described["class"], module.__all__)))
-    return getattr(module, described["class"])(**described["config"])  # type: ignore[no-any-return]
+    with seeded(0):  # networks draw their first weights, which the saved ones replace
+        rebuilt = getattr(module, described["class"])(**described["config"])
+    assert isinstance(rebuilt, nn.Module)
+    return rebuilt
 
 
 def _pair(
@@ -278,6 +287,29 @@ def _fill(module: nn.Module, weights: dict[str, torch.Tensor], prefix: str, path
 
 def _under(prefix: str, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {n.removeprefix(prefix): v for n, v in weights.items() if n.startswith(prefix)}
+
+
+def _take_tensors(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
+    """Put the tensors inside of a value in a dictionary, and their names in their place."""
+    if isinstance(value, torch.Tensor):
+        tensors[name] = value
+        return {_TENSOR: name}
+    if isinstance(value, Mapping):
+        return {key: _take_tensors(item, f"{name}/{key}", tensors) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_take_tensors(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]
+    return value
+
+
+def _give_tensors(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """Undo `_take_tensors`, which leaves in the dictionary what was not inside of anything."""
+    if isinstance(value, dict):
+        if value.keys() == {_TENSOR}:
+            return tensors.pop(value[_TENSOR])
+        return {key: _give_tensors(item, tensors) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_give_tensors(item, tensors) for item in value]
+    return value
 
 
 def _jsonable(value: Any) -> Any:

@@ -17,6 +17,7 @@ from torch.distributions import biject_to, constraints
 
 from ppl_gen.core.arguments import lengths
 from ppl_gen.core.errors import SiteError
+from ppl_gen.core.pair import model_of
 from ppl_gen.core.params import AnswerParams
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Site",
     "StartValues",
     "Unobserve",
+    "dependent_on_discrete",
     "enumerated",
     "kind_of",
     "not_enumerable",
@@ -92,6 +94,11 @@ class Site:
                 names[axis] = plate.name
         return tuple(names)
 
+    @property
+    def subsampled(self) -> bool:
+        """Whether a plate around it draws the rows that it runs anew each time."""
+        return any(plate.size != plate.full_size for plate in self.plates)
+
     def inside(self, plate: str | None) -> bool:
         """Return whether the site is inside the plate of that name."""
         return any(p.name == plate for p in self.plates)
@@ -122,15 +129,32 @@ def _base(function: Any) -> Any:
 
 def enumerated(model: Callable[..., Any]) -> Callable[..., Any]:
     """Return a model that asks for the exact sum over each of its discrete latent sites."""
-    return poutine.infer_config(model, _sum_out)  # type: ignore[no-any-return]
+    return poutine.infer_config(model, _sum_out)
 
 
-def _sum_out(msg: Mapping[str, Any]) -> dict[str, Any]:
+def _sum_out(msg: Any) -> Any:
     if msg["type"] != "sample" or msg["is_observed"] or not msg["fn"].has_enumerate_support:
         return {}
     # A site's own wish for sequential enumeration or samples is for guides: here it would be drawn.
     expand = msg["infer"].get("expand", False)
     return {"enumerate": "parallel", "num_samples": None, "expand": expand}
+
+
+def dependent_on_discrete(pair: nn.Module, data: Mapping[str, Any], names: list[str]) -> set[str]:
+    """Return which of a model's sites have values that depend on its discrete latents.
+
+    Args:
+        pair: The pair.
+        data: The data, prepared.
+        names: Names of the sites to look at.
+    """
+    sites = trace_sites(pair, data)
+    first_dim = min((p.dim for s in sites.values() for p in s.plates if p.dim), default=0) - 1
+    # Site values are aligned to the right of a discrete latent's own axis, left of all plates.
+    with torch.no_grad(), AnswerParams(pair), StartValues():
+        summed_out: Any = poutine.enum(enumerated(model_of(pair)), first_available_dim=first_dim)
+        nodes: Any = poutine.trace(summed_out).get_trace(**data).nodes
+    return {name for name in names if tuple(nodes[name]["value"].shape) != sites[name].shape}
 
 
 def not_enumerable(site: Site) -> SiteError:
@@ -267,6 +291,8 @@ def _failed_run(part: str, data: Mapping[str, Any], error: Exception) -> str:
     if len(set(lengths(data).values())) > 1:
         unequal = ", ".join(f"{name} has {size}" for name, size in lengths(data).items())
         text += f"\nThe data are of unequal lengths: {unequal}."
+    if "bool tensors" in str(error) or "output type Long" in str(error):
+        text += "\nGive the values that a Bernoulli or another density observes as floats."
     if "dtype" in str(error) or "scalar type" in str(error):
         text += (
             "\nA tensor of another dtype takes part: pass it as data or keep it as a buffer of "

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import nn
 
@@ -16,6 +16,7 @@ from ppl_gen.core.pair import model_of, prepare
 from ppl_gen.core.params import AnswerParams
 from ppl_gen.core.scope import unchecked
 from ppl_gen.core.structure import Site, enumerated, kind_of, trace_sites
+from ppl_gen.inference.elbo import ReparametrisedELBO
 from ppl_gen.inference.guides import GaussianGuide, PairGuide
 
 __all__ = ["GaussianObjective", "PairObjective"]
@@ -64,11 +65,11 @@ class GaussianObjective:
 
 
 class PairObjective:
-    """The ELBO of the pair's own guide, by Pyro.
+    """The ELBO of the pair's own guide.
 
-    Discrete latents that the guide leaves out are summed out; the KL divergence is exact where
-    model and guide sample their latents in the same order, scaled and masked alike, and Pyro knows
-    it.
+    Discrete latents that the guide leaves out are summed out, by Pyro; a guide that gradients
+    cannot pass through gets Pyro's score function estimator. The KL divergence is exact where model
+    and guide sample their latents in the same order, scaled and masked alike, and its form is known.
 
     Args:
         pair: The pair, trained in place.
@@ -90,15 +91,16 @@ class PairObjective:
         self.pair = pair
         self.guide = PairGuide()
         self.scale = Messenger() if scale is None else scale
-        weights = _Weights(), _Weights()
-        self.model_sites = trace_sites(pair, data, "model", weights[0])
+        self.model_sites = trace_sites(pair, data)
         for problem in guide_problems(pair, data, self.model_sites):
             raise problem
-        guide_sites = trace_sites(pair, data, "guide", weights[1])
+        score = _ScoreFunction()
+        guide_sites = trace_sites(pair, data, "guide", score)
         self.latents = {n for n, s in guide_sites.items() if s.kind in ("latent", "discrete")}
         self.model = model_of(pair)
-        same_weights = _alike(weights[0].by_site, weights[1].by_site)
-        self.elbo = _pyro_elbo(self.model_sites, guide_sites, particles, same_weights)
+        self.elbo = _elbo(
+            self.model_sites, guide_sites, particles, reparametrised=not score.names
+        )
         if isinstance(self.elbo, TraceEnum_ELBO):
             self.model = enumerated(self.model)
 
@@ -108,7 +110,7 @@ class PairObjective:
 
     def loss(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """Return an unbiased estimate of the negative ELBO of the whole data, ()."""
-        with unchecked(), AnswerParams(self.pair), self.scale:
+        with AnswerParams(self.pair), self.scale:
             prepared = prepare(self.pair, batch)
             loss: torch.Tensor = self.elbo.differentiable_loss(
                 self.model, self.pair.guide, **prepared
@@ -123,46 +125,32 @@ class PairObjective:
         return _not_finite({n: float(s.value.sum()) for n, s in guide_sites.items()})
 
 
-class _Weights(Messenger):
-    """Keeps scale and mask of the latent sites of a run."""
+class _ScoreFunction(Messenger):
+    """Keeps the names of the sites that gradients cannot pass through."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.by_site: dict[str, tuple[Any, Any]] = {}
+        self.names: set[str] = set()
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
-        if kind_of(msg) in ("latent", "auxiliary"):
-            self.by_site[msg["name"]] = (msg["scale"], msg["mask"])
+        if kind_of(msg) in ("latent", "discrete", "auxiliary") and not msg["fn"].has_rsample:
+            self.names.add(msg["name"])
 
 
-def _alike(model: Mapping[str, tuple[Any, Any]], guide: Mapping[str, tuple[Any, Any]]) -> bool:
-    """Return whether model and guide give their latent sites the same scales and masks."""
-
-    def equal(a: Any, b: Any) -> bool:
-        if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
-            known = a is not None and b is not None
-            return known and bool((torch.as_tensor(a) == torch.as_tensor(b)).all())
-        return bool(a == b)
-
-    return model.keys() == guide.keys() and all(
-        equal(a, b) for name in model for a, b in zip(model[name], guide[name], strict=True)
-    )
-
-
-def _pyro_elbo(
-    model: Mapping[str, Site], guide: Mapping[str, Site], particles: int, same_weights: bool
+def _elbo(
+    model: Mapping[str, Site], guide: Mapping[str, Site], particles: int, *, reparametrised: bool
 ) -> Any:
+    """Return our own bound where every site is reparametrised, else the one of Pyro that fits."""
     nesting = -min((p.dim for s in model.values() for p in s.plates if p.dim), default=0)
     options: dict[str, Any] = {"num_particles": particles, "max_plate_nesting": nesting}
     if any(site.kind == "discrete" and name not in guide for name, site in model.items()):
         return TraceEnum_ELBO(**options)
-    in_model = [name for name, site in model.items() if site.kind in ("latent", "discrete")]
-    in_guide = [name for name, site in guide.items() if site.kind in ("latent", "discrete")]
-    continuous = all(site.kind != "discrete" for site in model.values())
-    # The exact KL divergence takes the guide's scale and mask for both of its densities.
-    analytic = in_model == in_guide and continuous and same_weights
-    exact: Any = TraceMeanField_ELBO if analytic else Trace_ELBO
-    return exact(**options)
+    if not reparametrised:
+        unknown: Any = Trace_ELBO
+        return unknown(**options)
+    in_model = [name for name, site in model.items() if site.kind == "latent"]
+    in_guide = [name for name, site in guide.items() if site.kind == "latent"]
+    return ReparametrisedELBO(particles, analytic=in_model == in_guide)
 
 
 def _not_finite(terms: Mapping[str, float]) -> str:

@@ -18,7 +18,7 @@ from ppl_gen.core.arguments import check_captured, move
 from ppl_gen.core.errors import unknown
 from ppl_gen.core.minibatch import MiniBatches, split
 from ppl_gen.core.pair import cast, guide_of, prepare
-from ppl_gen.core.scope import default_dtype
+from ppl_gen.core.scope import default_dtype, unchecked
 from ppl_gen.inference.guides import GaussianGuide
 from ppl_gen.inference.objectives import GaussianObjective, PairObjective
 from ppl_gen.inference.progress import ProgressBar
@@ -180,7 +180,7 @@ class SVI:
         local = {
             name
             for name, site in objective.model_sites.items()
-            if batches is not None and site.inside(batches.plate)
+            if (batches is not None and site.inside(batches.plate)) or site.subsampled
         }
         if local >= objective.latents:
             return {}, {}, None
@@ -191,7 +191,7 @@ class SVI:
                 raise
             return {}, {}, None  # what broke the loss breaks the guide as well
         draws = {name: value for name, value in drawn.values.items() if name not in local}
-        if batches is not None:
+        if batches is not None or any(s.subsampled for s in objective.model_sites.values()):
             return draws, {}, None
         return draws, drawn.stats, drawn.elbo
 
@@ -247,11 +247,13 @@ class SVI:
             ended = failure is None and not interrupted
             elbo = _epoch_elbo(objective, batches) if ended else None
             data = problem.data
+            if hasattr(pair, "prepare"):
+                with default_dtype(dtype):
+                    data = prepare(pair, moved)
         return Result(
             draws={name: value.detach().unsqueeze(0) for name, value in draws.items()},
             sample_stats={name: value.unsqueeze(0) for name, value in stats.items()},
             data=data,
-            local_plate=None if batches is None else batches.plate,
             guide=guide,
             history=training.history(),
             elbo=elbo,
@@ -306,7 +308,7 @@ class _Training:
         """Train; return why it had to stop, if it had to, and whether it was interrupted."""
         started = time.perf_counter()
         bar = ProgressBar("SVI", self.steps, enabled=self.problem.progress)
-        with bar, warnings.catch_warnings():
+        with bar, unchecked(), warnings.catch_warnings():
             # Pyro warns of what is an error here, with the batch and the parameter.
             warnings.filterwarnings("ignore", message="Encountered (NaN|[+-]?inf)")
             try:
@@ -424,8 +426,9 @@ def _epoch_elbo(
     The differences between the two give the Monte Carlo error without that of the data.
     """
     mean = squares = 0.0
-    for batch in batches.epoch(shuffle=False):
-        first, second = (-float(objective.loss(batch)) / batches.num_batches for _ in range(2))
-        mean += (first + second) / 2
-        squares += (first - second) ** 2
+    with unchecked():
+        for batch in batches.epoch(shuffle=False):
+            first, second = (-float(objective.loss(batch)) / batches.num_batches for _ in range(2))
+            mean += (first + second) / 2
+            squares += (first - second) ** 2
     return mean, math.sqrt(squares) / 2

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -179,3 +180,64 @@ def test_bad_data_and_models_without_latents() -> None:
     ]
     for model, data, message in cases:
         assert any(message in p for p in check(model, data).problems)
+
+
+class Countless(Good):
+    """A discrete latent that neither the guide samples nor enumeration can sum out."""
+
+    def model(self, y: torch.Tensor) -> None:
+        super().model(y)
+        pyro.sample("count", dist.Poisson(2.0))
+
+
+def test_a_discrete_latent_without_end_is_found() -> None:
+    assert any("'count'" in problem for problem in check(Countless(), {"y": Y}).problems)
+    assert any("'count'" in problem for problem in check(Countless().model, {"y": Y}).problems)
+
+
+def test_arrays_of_another_dtype_are_cast_as_a_fit_casts_them() -> None:
+    net = nn.Linear(1, 1)
+
+    def model(x: torch.Tensor, y: torch.Tensor) -> None:
+        scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(net(x)[:, 0], scale), obs=y)
+
+    assert check(model, {"x": np.zeros((3, 1)), "y": np.ones(3)}).problems == ()
+
+
+def test_a_sequential_plate_is_no_fault() -> None:
+    def model(y: torch.Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        for i in pyro.plate("data", len(y)):
+            scale = pyro.sample(f"scale_{i}", dist.HalfNormal(1.0))
+            pyro.sample(f"y_{i}", dist.Normal(mean, scale), obs=y[i])
+
+    assert check(model, {"y": Y}).problems == ()
+
+
+class Interval(Good):
+    """A guide that scales to the support, of which PyTorch says that it is real."""
+
+    high = 2.0
+
+    def top(self) -> torch.Tensor:
+        return pyro.sample("scale", dist.Uniform(0.0, 2.0))
+
+    def guide(self, y: torch.Tensor) -> None:
+        parts = [
+            dist.transforms.SigmoidTransform(),
+            dist.transforms.AffineTransform(0.0, self.high),
+        ]
+        pyro.sample("scale", dist.TransformedDistribution(dist.Normal(0.0, 1.0), parts))
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal(y / 2, 1.0))
+
+
+class Beyond(Interval):
+    high = 1e6
+
+
+def test_a_guide_that_scales_to_the_support_is_no_fault() -> None:
+    assert check(Interval(), {"y": Y}).problems == ()
+    assert any("support" in problem for problem in check(Beyond(), {"y": Y}).problems)

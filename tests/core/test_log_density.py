@@ -1,14 +1,17 @@
 """The log density against change of variables by hand, enumeration by hand, and its own batches."""
 
 import math
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.nn import PyroModule, PyroParam, PyroSample
 
 from ppl_gen.core import LogDensity, Pair, SiteError
 
@@ -233,3 +236,63 @@ def test_eight_schools_evidence_by_quadrature() -> None:
     evidence = torch.logsumexp(torch.stack(terms), 0) + math.log(16 / 40)
     assert evidence == pytest.approx(-31.31135, abs=2e-3)
     assert sigma.shape == y.shape
+
+
+def test_a_discrete_latent_without_end_is_refused() -> None:
+    """It would be drawn anew in every call, and the density be a random number."""
+
+    def model(y: torch.Tensor) -> None:
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        with pyro.plate("data", len(y)):
+            count = pyro.sample("count", dist.Poisson(rate))
+            pyro.sample("y", dist.Normal(count, 1.0), obs=y)
+
+    with pytest.raises(SiteError, match=r"'count'.*got Poisson"):
+        LogDensity(model, {"y": torch.ones(2)})
+
+
+def test_a_site_that_asks_for_sequential_enumeration_is_summed_out_too() -> None:
+    def model(y: torch.Tensor) -> None:
+        p = pyro.sample("p", dist.Beta(2.0, 1.0))
+        k = pyro.sample("k", dist.Bernoulli(p), infer={"enumerate": "sequential"})
+        pyro.sample("y", dist.Normal(5.0 * k, 1.0), obs=y)
+
+    density = LogDensity(model, {"y": torch.tensor(5.0)})
+    # At p = 1/2 the prior's log density is 0 and the log-Jacobian log(1/4).
+    expected = math.log(0.25) + math.log(0.5 * (1 + math.exp(-12.5))) - 0.5 * math.log(2 * math.pi)
+    assert density.log_prob(torch.zeros(1, dtype=torch.float64)).item() == pytest.approx(expected)
+
+
+def test_priors_made_beforehand_in_another_dtype_are_cast() -> None:
+    """The prior of a `PyroSample` is made with the module, in the default dtype of then."""
+    module = PyroModule[torch.nn.Linear](2, 1)
+    module.weight = PyroSample(dist.Normal(0.0, 1.0).expand([1, 2]).to_event(2))
+    module.bias = PyroParam(torch.tensor([0.5]), constraint=dist.constraints.positive)
+
+    def model(x: torch.Tensor, y: torch.Tensor) -> None:
+        mean = module(x)[:, 0]
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    x, y = torch.randn(4, 2), torch.randn(4)
+    density = LogDensity(model, {"x": x, "y": y})
+    vector = torch.tensor([0.3, -0.7], dtype=torch.float64)
+    standard = dist.Normal(torch.zeros((), dtype=torch.float64), 1.0)
+    residuals = y.double() - x.double() @ vector - 0.5
+    expected = standard.log_prob(vector).sum() + standard.log_prob(residuals).sum()
+    torch.testing.assert_close(density.log_prob(vector), expected)
+
+
+def test_no_generator_is_left_changed() -> None:
+    """A density is built with draws of its own, from Python's and NumPy's generators as well."""
+
+    class Random(Pair):
+        def prepare(self, y: torch.Tensor) -> dict[str, Any]:
+            return {"y": y + random.random() + np.random.rand()}
+
+        def model(self, y: torch.Tensor) -> None:
+            pyro.sample("y", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=y)
+
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    LogDensity(Random(), {"y": torch.tensor(1.0)})
+    assert before == (random.getstate(), np.random.get_state()[1].tolist())

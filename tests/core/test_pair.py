@@ -1,13 +1,20 @@
 """Plain functions as pairs, and parameters that stay in the pair."""
 
+import functools
+import types
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
 
-from ppl_gen import Pair, fit
+from ppl_gen import Pair, check, fit
+from ppl_gen.core.closure import captured
 from ppl_gen.inference import NUTS, SVI
 
 Y = torch.tensor([1.0, 2.0, 3.0])
@@ -134,3 +141,94 @@ def test_a_pair_without_a_model_or_guide() -> None:
         fit(Pair(), {}, SVI())
     with pytest.raises(ValueError, match="has no guide"):
         fit(coin_model, {"y": Y}, PAIR_GUIDE)
+
+
+def net_model(net: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(net(x)[:, 0], scale), obs=y)
+
+
+def net_guide(x: torch.Tensor, y: torch.Tensor) -> None:
+    pyro.sample("scale", dist.LogNormal(pyro.param("loc", torch.tensor(0.0)), 0.1))
+
+
+class NetObject:
+    """A model written as a class of its own, without `nn.Module`."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+
+    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        net_model(self.net, x, y)
+
+    def method(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        net_model(self.net, x, y)
+
+
+def wrapped(net: nn.Module) -> Any:
+    """Return a model under a decorator, around a helper that uses the net."""
+
+    def predict(x: torch.Tensor) -> torch.Tensor:
+        return net(x)  # type: ignore[no-any-return]
+
+    def model(x: torch.Tensor, y: torch.Tensor) -> None:
+        net_model(predict, x, y)  # type: ignore[arg-type]
+
+    @functools.wraps(model)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        model(*args, **kwargs)
+
+    return wrapper
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda net: functools.partial(net_model, net),
+        lambda net: NetObject(net),
+        lambda net: NetObject(net).method,
+        wrapped,
+        lambda net: poutine.scale(wrapped(net), scale=1.0),
+    ],
+    ids=["partial", "object", "method", "wrapped", "handler"],
+)
+def test_a_net_is_trained_in_a_copy_wherever_the_model_has_it_from(make: Any) -> None:
+    net = nn.Linear(1, 1)
+    before = state(net)
+    x = torch.linspace(-1.0, 1.0, 20).unsqueeze(-1)
+    method = SVI(guide="pair", steps=400, draws=5, learning_rate=0.05)
+    result = fit((make(net), net_guide), {"x": x, "y": 3 * x[:, 0]}, method, progress=False)
+    assert same(before, state(net))
+    assert net.weight.grad is None
+    assert result.pair is not None
+    weight = next(p for name, p in result.pair.named_parameters() if name.endswith("weight"))
+    assert weight.item() == pytest.approx(3.0, abs=0.05)
+
+
+def test_a_function_is_not_blamed_for_globals_that_share_a_name_with_an_attribute() -> None:
+    """`y.T` of a model is no use of a global `T`."""
+
+    def model(y: torch.Tensor) -> None:
+        pyro.sample("y", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=y.SHARED)
+
+    globals_of_one = {**globals(), "SHARED": torch.zeros(3)}
+    function = types.FunctionType(model.__code__, globals_of_one, "model")
+    assert "SHARED" not in dict(captured(function))
+    assert "pyro" in dict(captured(function))
+
+
+@pytest.mark.parametrize("make", [AutoNormal, AutoMultivariateNormal])
+def test_pyros_autoguides_are_guides(make: Any) -> None:
+    guide = make(coin_model)
+    method = SVI(guide="pair", steps=1500, draws=4000, learning_rate=0.05)
+    posterior = fit((coin_model, guide), {"y": Y}, method, progress=False)
+    # The posterior is N(3/2, 1/2); the exact evidence is that of N(0, 1 + 1 1').
+    assert posterior["mean"].mean().item() == pytest.approx(1.5, abs=0.1)
+    assert posterior["mean"].std().item() == pytest.approx(0.5, abs=0.07)
+    covariance = torch.eye(3) + 1.0
+    evidence = dist.MultivariateNormal(torch.zeros(3), covariance).log_prob(Y).item()
+    assert posterior.elbo is not None
+    assert posterior.elbo[0] == pytest.approx(evidence, abs=0.05)
+    assert check((coin_model, guide), {"y": Y}).ok
+    assert guide.model(Y) is None  # to copy a guide of Pyro takes its model away, for a moment

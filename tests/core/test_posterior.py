@@ -1,5 +1,7 @@
 """What a posterior offers: predictive draws, log-likelihoods, local latents, ArviZ, summaries."""
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -184,3 +186,85 @@ def test_improper_priors_have_no_prior_group() -> None:
     with pytest.raises(ValueError, match="prior of z is improper"):
         result.prior()
     assert not hasattr(result.to_arviz(predictive_draws=3), "prior")
+
+
+class Logs(Pair):
+    """Data are prepared by taking logarithms: twice is not once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.tensor(2.0))
+
+    def validate(self, x: torch.Tensor) -> None:
+        if len(x) < 10 or bool((x <= 0).any()):
+            msg = "x: expected at least 10 positive values."
+            raise ValueError(msg)
+
+    def prepare(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"x": x.log()}
+
+    def model(self, x: torch.Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mean, 0.1), obs=x)
+
+    def guide(self, x: torch.Tensor) -> None:
+        pyro.sample("mean", dist.Normal(self.loc, 0.03))
+
+
+@pytest.mark.parametrize("guide", ["mean_field", "pair"])
+@pytest.mark.parametrize("batch_size", [None, 7])
+def test_data_are_prepared_once(guide: Any, batch_size: int | None) -> None:
+    method = SVI(guide=guide, steps=500, batch_size=batch_size, draws=100, learning_rate=0.05)
+    x = torch.linspace(1.9, 2.1, 20)
+    result = fit(Logs(), {"x": x.exp()}, method, progress=False)
+    assert result["mean"].mean().item() == pytest.approx(2.0, abs=0.06)
+    mean = result["mean"].double()
+    expected = dist.Normal(mean.unsqueeze(-1), 0.1).log_prob(x.double())
+    likelihood = result.log_likelihood()["x"].double()
+    torch.testing.assert_close(likelihood, expected, rtol=1e-3, atol=1e-3)
+    drawn = result.sample(draws=50)
+    lp = dist.Normal(0.0, 10.0).log_prob(drawn["mean"]).double()
+    lp = lp + drawn.log_likelihood()["x"].double().sum(-1)
+    torch.testing.assert_close(drawn.sample_stats["lp"].double(), lp, rtol=1e-3, atol=1e-3)
+
+
+def test_a_mini_batched_fit_of_global_latents_predicts_new_rows() -> None:
+    method = SVI(steps=50, batch_size=4, draws=20)
+    result = fit(PAIR, DATA, method, progress=False)
+    assert result.predict({"x": torch.zeros(5, 1)})["y"].shape == (1, 20, 5)
+    assert result.log_likelihood()["y"].shape == (1, 20, 8)
+
+
+def test_what_follows_from_a_summed_out_latent_is_not_drawn_from_the_prior() -> None:
+    def model(y: torch.Tensor) -> None:
+        scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        pyro.deterministic("variance", scale**2)
+        k = pyro.sample("k", dist.Bernoulli(0.5))
+        pyro.deterministic("level", 10 * k)
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(10 * k, scale), obs=y)
+
+    result = fit(model, {"y": torch.full((3,), 10.0)}, SVI(steps=5, draws=5), progress=False)
+    assert set(result.draws) == {"scale", "variance"}
+
+
+def test_latents_of_a_plate_that_draws_its_own_rows_are_not_stored() -> None:
+    def rows(y: torch.Tensor) -> Any:
+        return pyro.plate("data", len(y), subsample_size=3)
+
+    def model(y: torch.Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with rows(y) as index:
+            z = pyro.sample("z", dist.Normal(mean, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y[index])
+
+    def guide(y: torch.Tensor) -> None:
+        pyro.sample("mean", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 0.1))
+        with rows(y):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    method = SVI(guide="pair", steps=3, draws=5)
+    result = fit((model, guide), {"y": torch.zeros(8)}, method, progress=False)
+    assert set(result.draws) == {"mean"}
+    assert result.elbo is None

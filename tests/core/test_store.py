@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -167,3 +168,19 @@ def test_an_interrupted_posterior_stays_marked(tmp_path: Path) -> None:
 
     stopped: Posterior = dataclasses.replace(posterior, interrupted=True)
     assert load(stopped.save(tmp_path / "run")).interrupted
+
+
+def test_tensors_inside_of_dictionaries_come_back(tmp_path: Path) -> None:
+    def nested(rows: dict[str, Any]) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(rows["x"])):
+            pyro.sample("y", dist.Normal(w * rows["x"], rows["more"][1]), obs=rows["y"])
+
+    x = torch.linspace(-1.0, 1.0, 4)
+    data = {"rows": {"x": x, "y": 2 * x, "more": ["text", torch.tensor(0.5)]}}
+    before = fit(nested, data, SVI(steps=5, draws=5), progress=False)
+    after = load(before.save(tmp_path / "run"), pair=nested)
+    assert after.data is not None
+    torch.testing.assert_close(after.data["rows"]["x"], x.double())
+    assert after.data["rows"]["more"][0] == "text"
+    torch.testing.assert_close(after.log_likelihood()["y"], before.log_likelihood()["y"])
