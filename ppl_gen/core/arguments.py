@@ -35,7 +35,7 @@ def bind(pair: nn.Module, data: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(data, Mapping):
         msg = (
             f"expected data as a dictionary by the model's arguments, got {type(data).__name__}. "
-            f"Write {{{_names_text(pair)}}}."
+            f"Write {{{', '.join(f'{n!r}: {n}' for n in signature(pair).parameters)}}}."
         )
         raise TypeError(msg)
     _check_names(pair, data)
@@ -109,6 +109,7 @@ def check_captured(pair: nn.Module, dtype: torch.dtype, device: torch.device) ->
             if wrong_dtype or value.device.type != device.type:
                 raise SiteError(
                     name,
+                    what="variable",
                     expected=f"a tensor of {dtype} on {device.type}",
                     got=f"{value.dtype} on {value.device.type}, closed over by the model or guide",
                     remedy="Pass it in as data, which is cast and moved, or run with its dtype.",
@@ -138,6 +139,13 @@ def _names_text(pair: nn.Module) -> str:
 
 
 def _as_tensor(name: str, value: Any) -> Any:
+    # Columns of data frames and the arrays of other libraries.
+    if hasattr(value, "__array__") and not isinstance(
+        value, np.ndarray | torch.Tensor | np.generic
+    ):
+        value = np.asarray(value)
+    if isinstance(value, list) and any(isinstance(v, str) for v in value):
+        value = np.asarray(value)
     if isinstance(value, np.ndarray):
         if value.dtype == object or value.dtype.kind in "USM":
             msg = f"data '{name}': expected numbers, got an array of {value.dtype}. Encode it."
@@ -160,8 +168,16 @@ def _as_tensor(name: str, value: Any) -> Any:
 
 
 def _check_values(name: str, value: torch.Tensor) -> None:
+    if value.numel() == 0:
+        raise SiteError(
+            name,
+            what="data",
+            expected="at least one value",
+            got=f"none: its shape is {tuple(value.shape)}",
+            remedy="Check how it was selected.",
+        )
     # The sum is NaN or infinite if any element is, and needs no temporary of the data's size.
-    if not value.is_floating_point() or value.numel() == 0 or bool(value.sum().isfinite()):
+    if not value.is_floating_point() or bool(value.sum().isfinite()):
         return
     bad = ~torch.isfinite(value)
     count = int(bad.sum())
@@ -169,7 +185,8 @@ def _check_values(name: str, value: torch.Tensor) -> None:
         first = tuple(int(i) for i in bad.nonzero()[0])
         raise SiteError(
             name,
-            expected="finite data",
+            what="data",
+            expected="finite values",
             got=f"{count} values that are NaN or infinite, the first at index {first}",
             remedy="Remove these rows, or fill them in and mask them with pyro.poutine.mask.",
         )

@@ -23,8 +23,10 @@ from ppl_gen.core.structure import Site, StartValues, kind_of, not_enumerable, t
 
 __all__ = ["CheckReport", "check", "guide_problems"]
 
-# Enough rows to see every site and to cut into a full and a short batch.
+# Larger data are looked at in part: enough rows to see every site and to cut into a full and a
+# short batch.
 _ROWS = 65
+_ALL_ROWS_NUMBERS = 50_000
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,12 @@ class CheckReport:
     Args:
         problems: What has to be mended before a fit, one sentence or two each.
         sites: The model's sites, one line each.
+        note: What was not looked at, or "".
     """
 
     problems: tuple[str, ...]
     sites: tuple[str, ...]
+    note: str = ""
 
     @property
     def ok(self) -> bool:
@@ -47,6 +51,7 @@ class CheckReport:
     def __str__(self) -> str:
         """Return the report as text."""
         lines = ["The model's sites:", *(f"  {site}" for site in self.sites)]
+        lines += [self.note] if self.note else []
         if self.ok:
             return "\n".join([*lines, "Nothing is wrong with this pair on this data."])
         lines.append(f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}:")
@@ -94,7 +99,6 @@ def check(pair: Any, data: Mapping[str, Any], *, seed: int = 0) -> CheckReport:
         sites: dict[str, Site] = {}
         try:
             few = _few_rows(pair, bound)
-            # The whole of small data is one mini-batch, with all of its rows.
             sites = trace_sites(pair, few)
         except ValueError as error:
             return CheckReport((str(error),), ())
@@ -109,7 +113,11 @@ def check(pair: Any, data: Mapping[str, Any], *, seed: int = 0) -> CheckReport:
                 problems += _gradient_problems(pair, few)
         if not problems:
             problems += _minibatch_problems(pair, few)
-    return CheckReport(tuple(problems), tuple(_line(site) for site in sites.values()))
+    whole, looked_at = (max(lengths(rows).values(), default=0) for rows in (bound, few))
+    note = (
+        f"Only the first {looked_at} of {whole} rows were looked at." if looked_at < whole else ""
+    )
+    return CheckReport(tuple(problems), tuple(_line(site) for site in sites.values()), note)
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
@@ -221,7 +229,8 @@ def _support(site: Site) -> str:
 
 def _few_rows(pair: nn.Module, data: Mapping[str, Any]) -> dict[str, Any]:
     longest = max(lengths(data).values(), default=0)
-    if longest > _ROWS:
+    numbers = sum(v.numel() for v in data.values() if isinstance(v, torch.Tensor))
+    if longest > _ROWS and numbers > _ALL_ROWS_NUMBERS:
         few = {
             n: v[:_ROWS] if n in lengths(data) and len(v) == longest else v for n, v in data.items()
         }
@@ -314,7 +323,11 @@ def _gradient_problems(pair: nn.Module, data: Mapping[str, Any]) -> Iterator[str
     pair.zero_grad()
     with AnswerParams(pair):
         model, guide = _callables(pair, discrete)
-        objective.differentiable_loss(model, guide, **data).backward()
+        try:
+            objective.differentiable_loss(model, guide, **data).backward()
+        except (ValueError, RuntimeError) as error:
+            yield f"the evidence lower bound cannot be computed: {error}"
+            return
     for name, parameter in pair.named_parameters():
         if parameter.requires_grad and parameter.grad is None:
             yield str(
@@ -340,6 +353,9 @@ def _minibatch_problems(pair: nn.Module, data: Mapping[str, Any]) -> Iterator[st
         return
     try:
         batches = split(pair, data, 2 * longest // 3)
+    except SiteError as error:
+        yield f"mini-batches would be scaled wrongly: {error}"
+        return
     except ValueError:
         return  # a model that cannot be cut into mini-batches is fitted on all of its data
     plates = [p for site in trace_sites(pair, data).values() for p in site.plates]

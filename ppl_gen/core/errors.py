@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ppl_gen.core.posterior import Posterior
 
-__all__ = ["LoadError", "NonFiniteLossError", "SiteError", "did_you_mean", "unknown"]
+__all__ = [
+    "LoadError",
+    "NonFiniteLossError",
+    "SiteError",
+    "check_count",
+    "did_you_mean",
+    "unknown",
+]
 
 
 class SiteError(ValueError):
@@ -20,14 +27,17 @@ class SiteError(ValueError):
         expected: What would have been right.
         got: What was found.
         remedy: What to do about it.
+        what: What the name stands for: "site", "data", "parameter".
 
     Example:
         >>> print(SiteError("z", expected="shape (3,)", got="shape (4,)", remedy="Give 3 values."))
         site 'z': expected shape (3,), got shape (4,). Give 3 values.
     """
 
-    def __init__(self, site: str, *, expected: str, got: str, remedy: str) -> None:
-        super().__init__(f"site '{site}': expected {expected}, got {got}. {remedy}")
+    def __init__(
+        self, site: str, *, expected: str, got: str, remedy: str, what: str = "site"
+    ) -> None:
+        super().__init__(f"{what} '{site}': expected {expected}, got {got}. {remedy}")
         self.site = site
         self.expected = expected
         self.got = got
@@ -49,6 +59,25 @@ class NonFiniteLossError(ArithmeticError):
     def __init__(self, message: str, posterior: Posterior | None = None) -> None:
         super().__init__(message)
         self.posterior = posterior
+
+
+def check_count(name: str, value: object) -> None:
+    """Refuse an option that is not a whole number of at least 1.
+
+    Args:
+        name: The option.
+        value: What was given.
+
+    Raises:
+        TypeError: If it is no whole number.
+        ValueError: If it is below 1.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        msg = f"{name}: expected a whole number, got {value!r}."
+        raise TypeError(msg)
+    if value < 1:
+        msg = f"{name}: expected at least 1, got {value}."
+        raise ValueError(msg)
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import platform
@@ -71,7 +72,9 @@ def fit(
     target = _device(device)
     bound = bind(source, data)
     started = time.perf_counter()
-    with isolated(seed):
+    # On a GPU, what the model makes by torch.zeros(3) has to be there as well.
+    on_target = target if target.type != "cpu" else contextlib.nullcontext()
+    with isolated(seed), on_target:
         work = cast(own_copy(source), None, target)
         result = method.run(Problem(work, bound, target, seed, progress))
     seconds = time.perf_counter() - started
@@ -103,7 +106,11 @@ def _no_method(given: object) -> TypeError:
     names = [name for name in _methods().__all__ if hasattr(getattr(_methods(), name), "run")]
     short = given.__name__ if isinstance(given, type) else str(given)
     # Names come in any case: "nuts" is near "NUTS".
-    near = did_you_mean(short.upper(), names) if isinstance(given, str | type) else ""
+    near = ""
+    if isinstance(given, type) and short in names:
+        near = f" Write {short}() in place of {short}."
+    elif isinstance(given, str):
+        near = did_you_mean(short.upper(), names)
     return TypeError(
         f"method: expected an inference method, such as SVI() or NUTS(), got {given!r}. There are "
         f"{', '.join(names)} in ppl_gen.inference.{near}"

@@ -11,9 +11,9 @@ from pyro.poutine.messenger import Messenger
 from torch import nn
 
 from ppl_gen.core.arguments import lengths
-from ppl_gen.core.errors import did_you_mean
+from ppl_gen.core.errors import SiteError, did_you_mean
 from ppl_gen.core.pair import prepare
-from ppl_gen.core.structure import Plate, trace_sites
+from ppl_gen.core.structure import Site, trace_sites
 
 __all__ = ["MiniBatches", "ScalePlate", "split"]
 
@@ -110,25 +110,23 @@ def split(
         raise ValueError(msg)
     found: list[str] = []
     failure: Exception | None = None
-    for length in dict.fromkeys(lengths(data).values()):
-        if length < 2:
-            continue
-        names = tuple(name for name, size in lengths(data).items() if size == length)
+    rows = {name: size for name, size in lengths(data).items() if size > 1}
+    if not rows:
+        msg = "mini-batches need at least two rows, and the data have one: leave batch_size out."
+        raise ValueError(msg)
+    for length in dict.fromkeys(rows.values()):
+        names = tuple(name for name, size in rows.items() if size == length)
         large = min(max(batch_size, 2), length)
         try:
-            plates = [_plates(pair, data, names, rows) for rows in (large, large - 1)]
+            few, fewer = (_run_rows(pair, data, names, count) for count in (large, large - 1))
         except ValueError as error:  # these are not the rows: other values go along with them
             failure = error
             continue
-        follows = [
-            name
-            for name, p in plates[0].items()
-            if p.size == large and name in plates[1] and plates[1][name].size == large - 1
-        ]
+        follows = _plates_that_follow(few, fewer, large)
         found += follows
         if not follows or (plate is not None and plate not in follows):
             continue
-        if len(follows) > 1:
+        if plate is None and len(follows) > 1:
             msg = (
                 f"the plates {', '.join(follows)} are all over the rows of the data, and only one "
                 "can be mini-batched: put the sites of all of them into one plate."
@@ -137,23 +135,50 @@ def split(
         if batch_size > length:
             msg = f"batch_size {batch_size} is larger than the data, which has {length} rows."
             raise ValueError(msg)
-        return MiniBatches(data, names, plate or follows[0], length, batch_size)
+        name = plate or follows[0]
+        _check_inside(few, fewer, name)
+        return MiniBatches(data, names, name, length, batch_size)
     if plate is not None and found:
         msg = (
             f"plate '{plate}' is not over the length of the data; {', '.join(found)} is."
             f"{did_you_mean(plate, found)}"
         )
         raise ValueError(msg)
+    if failure is not None:
+        sizes = ", ".join(f"{name} has {size}" for name, size in rows.items())
+        msg = f"the model cannot be run on a mini-batch of the data ({sizes} rows): {failure}"
+        raise ValueError(msg) from failure
     msg = (
         "mini-batches need a plate over the rows of the data, and the model has none: write "
         'pyro.plate("data", len(x)) around them, or leave batch_size out.'
     )
-    raise ValueError(msg) from failure
+    raise ValueError(msg)
 
 
-def _plates(
-    pair: nn.Module, data: Mapping[str, Any], names: tuple[str, ...], rows: int
-) -> dict[str, Plate]:
-    few = {**data, **{name: data[name][:rows] for name in names}}
-    sites = trace_sites(pair, prepare(pair, few))
-    return {plate.name: plate for site in sites.values() for plate in reversed(site.plates)}
+def _run_rows(
+    pair: nn.Module, data: Mapping[str, Any], names: tuple[str, ...], count: int
+) -> dict[str, Site]:
+    few = {**data, **{name: data[name][:count] for name in names}}
+    return trace_sites(pair, prepare(pair, few))
+
+
+def _plates_that_follow(few: Mapping[str, Site], fewer: Mapping[str, Site], size: int) -> list[str]:
+    """Return the plates whose size followed the number of rows."""
+    large, small = (
+        {plate.name: plate.size for site in sites.values() for plate in reversed(site.plates)}
+        for sites in (few, fewer)
+    )
+    return [name for name in large if large[name] == size and small.get(name) == size - 1]
+
+
+def _check_inside(few: Mapping[str, Site], fewer: Mapping[str, Site], plate: str) -> None:
+    """Refuse sites that grow with the rows outside of the plate: they would not be scaled."""
+    for name, site in few.items():
+        grows = name in fewer and fewer[name].shape != site.shape
+        if site.kind in ("latent", "discrete", "observed") and grows and not site.inside(plate):
+            raise SiteError(
+                name,
+                expected=f"every site with a value for each row inside plate '{plate}'",
+                got=f"shape {site.shape} outside of it, which mini-batches cannot scale",
+                remedy=f"Indent it into `with pyro.plate('{plate}', ...)`.",
+            )

@@ -14,13 +14,13 @@ from torch import nn
 
 from ppl_gen.core.arguments import bind, move, num_bytes
 from ppl_gen.core.draws import map_draws
-from ppl_gen.core.errors import SiteError, did_you_mean
+from ppl_gen.core.errors import SiteError, check_count, did_you_mean
 from ppl_gen.core.method import GuideDraws
 from ppl_gen.core.pair import cast, model_of, own_copy, prepare
 from ppl_gen.core.params import AnswerParams
 from ppl_gen.core.replay import Replay
 from ppl_gen.core.scope import isolated, unchecked
-from ppl_gen.core.structure import StartValues, Unobserve, dependent_on_discrete, trace_sites
+from ppl_gen.core.structure import Site, StartValues, Unobserve, dependent_on_discrete, trace_sites
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +77,7 @@ class Posterior:
         if site not in self.draws:
             msg = (
                 f"the posterior has no site '{site}': it has {', '.join(self.draws) or 'none'}."
-                f"{did_you_mean(site, self.draws)}"
+                f"{did_you_mean(site, self.draws)}{self._local_hint}"
             )
             raise KeyError(msg)
         return self.draws[site]
@@ -90,7 +90,18 @@ class Posterior:
         method = self.provenance.get("method", "unknown method")
         stopped = ", interrupted" if self.interrupted else ""
         chains = f"{self.num_chains} chains x {self.num_draws} draws"
+        if not self.draws:
+            return f"Posterior by {method}{stopped}.{self._local_hint}"
         return f"Posterior by {method}: {chains}{stopped}{sites}"
+
+    @property
+    def _local_hint(self) -> str:
+        if self.local_plate is None:
+            return ""
+        plate = self.local_plate
+        return (
+            f" The latents of plate '{plate}' are drawn for rows of data: posterior.sample(data)."
+        )
 
     @property
     def num_chains(self) -> int:
@@ -121,7 +132,7 @@ class Posterior:
         if self.guide is None:
             msg = "an MCMC posterior has its draws and no guide: use posterior.draws."
             raise ValueError(msg)
-        _check_count("draws", draws)
+        check_count("draws", draws)
         with isolated(seed, self._dtype):
             pair, data = self._prepared(data)
             drawn: GuideDraws = self.guide.draw(pair, data, draws)  # type: ignore[operator]
@@ -161,6 +172,7 @@ class Posterior:
             pair, bound = source._prepared(data)
             sites = trace_sites(pair, bound, "model", Unobserve())
             latents = source._latents_for(sites)
+            _refuse_shared_discrete(sites)
             thinned = {name: _thin(source.draws[name], draws) for name in latents}
             wanted = [name for name in sites if name in self.observed]
             return source._map(
@@ -186,7 +198,7 @@ class Posterior:
         Raises:
             ValueError: If a prior is improper, and cannot be drawn from.
         """
-        _check_count("draws", draws)
+        check_count("draws", draws)
         with isolated(seed, self._dtype):
             pair, bound = self._prepared(data)
             sites = trace_sites(pair, bound, "model", Unobserve())
@@ -383,6 +395,22 @@ def assemble(posterior: Posterior) -> Posterior:
     )
 
 
+def _refuse_shared_discrete(sites: Mapping[str, Site]) -> None:
+    """Refuse to predict where a summed-out discrete latent is known from several observations."""
+    for site in sites.values():
+        for other in sites.values():
+            apart = {p.name for p in other.plates} != {p.name for p in site.plates}
+            if site.kind == "discrete" and other.kind == "observed" and apart:
+                raise SiteError(
+                    site.name,
+                    expected="discrete latents that belong to one observation each, to predict",
+                    got=f"one in plates {[p.name for p in site.plates]} for the observed site "
+                    f"'{other.name}' in {[p.name for p in other.plates]}",
+                    remedy="It was summed out, and its posterior is not kept: draw it by "
+                    "pyro.infer.infer_discrete, or predict from the draws of the other sites.",
+                )
+
+
 def _first_rows(posterior: Posterior) -> dict[str, Any]:
     data = dict(posterior.data or {})
     sizes = [len(v) for v in data.values() if isinstance(v, torch.Tensor) and v.ndim]
@@ -399,15 +427,9 @@ def _thin(draws: torch.Tensor, count: int | None) -> torch.Tensor:
     """Return a number of draws spread evenly over those of each chain."""
     if count is None:
         return draws
-    _check_count("draws", count)
+    check_count("draws", count)
     index = torch.linspace(0, draws.shape[1] - 1, min(count, draws.shape[1])).round().long()
     return draws[:, index]
-
-
-def _check_count(name: str, count: int) -> None:
-    if count < 1:
-        msg = f"{name}: expected at least 1, got {count}."
-        raise ValueError(msg)
 
 
 def _run(

@@ -6,6 +6,7 @@ among the package's own, a user's pair is passed in.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -20,10 +21,11 @@ import torch
 from torch import nn
 
 from ppl_gen.core.errors import LoadError, unknown
-from ppl_gen.core.pair import as_pair, own_copy, pair_config
+from ppl_gen.core.pair import as_pair, guide_of, own_copy, pair_config
 from ppl_gen.core.params import adopt_params
 from ppl_gen.core.posterior import Posterior
-from ppl_gen.core.scope import seeded
+from ppl_gen.core.scope import isolated, seeded
+from ppl_gen.core.structure import trace_sites
 
 __all__ = ["load", "save"]
 
@@ -101,7 +103,7 @@ def load(path: str | Path, pair: Any = None) -> Posterior:
         draws=draws,
         latents=tuple(manifest["latents"]),
         observed=tuple(manifest["observed"]),
-        pair=_pair(manifest["pair"], pair, weights, path),
+        pair=_pair(manifest["pair"], pair, weights, data, path),
         data=data,
         dims={name: tuple(dims) for name, dims in manifest["dims"].items()},
         coords=manifest["coords"],
@@ -137,6 +139,8 @@ def _write(posterior: Posterior, folder: Path) -> None:
         other = {n: v for n, v in other.items() if n not in tensors}
         save_file({n: v.cpu().contiguous().clone() for n, v in tensors.items()}, folder / _DATA)
     files = sorted(entry.name for entry in folder.iterdir())
+    for name in files:
+        (folder / name).chmod(0o644)
     manifest = {
         "format": FORMAT,
         "pair": None if posterior.pair is None else _describe(posterior.pair, _PAIRS),
@@ -250,7 +254,11 @@ def _rebuild(described: Mapping[str, Any], package: str) -> nn.Module:
 
 
 def _pair(
-    described: Mapping[str, Any] | None, given: Any, weights: dict[str, torch.Tensor], path: Path
+    described: Mapping[str, Any] | None,
+    given: Any,
+    weights: dict[str, torch.Tensor],
+    data: Mapping[str, Any] | None,
+    path: Path,
 ) -> nn.Module | None:
     if described is None:
         return None
@@ -263,9 +271,20 @@ def _pair(
         pair = _rebuild(described, _PAIRS)
     else:
         return None
-    adopt_params(pair, _under("pair.", weights))
+    state = _under("pair.", weights)
+    if data is not None and pair.state_dict().keys() ^ state.keys():
+        _run_once(pair, data)
+    adopt_params(pair, state)
     _fill(pair, weights, "pair.", path)
     return pair
+
+
+def _run_once(pair: nn.Module, data: Mapping[str, Any]) -> None:
+    """Run a pair, because Pyro's AutoGuides make their parameters in their first run."""
+    with isolated(0):
+        for part in ("model", "guide") if guide_of(pair) is not None else ("model",):
+            with contextlib.suppress(ValueError):  # the parameters that then lack are named
+                trace_sites(pair, data, part)
 
 
 def _fill(module: nn.Module, weights: dict[str, torch.Tensor], prefix: str, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -225,8 +225,8 @@ class _Record(Messenger):
                 got=type(value).__name__,
                 remedy="Pass the observed values as tensors or arrays.",
             )
-        if kind == "observed":
-            function.log_prob(value)  # shapes that do not fit, or values outside of the support
+        if kind in ("latent", "observed"):
+            _check_density(msg)
         self.sites[msg["name"]] = Site(
             name=msg["name"],
             kind=kind,
@@ -242,6 +242,73 @@ class _Record(Messenger):
             value=value.detach(),
             enumerable=function.has_enumerate_support,
         )
+
+
+def _check_density(msg: Mapping[str, Any]) -> None:
+    """Refuse a site whose log density is not one number for each element of its plates.
+
+    Broadcasting would otherwise make a wrong model of a slip in the shapes, silently: a column
+    (n, 1) observed under means (n,) has n * n terms. Outside of all plates a sum over the axes is
+    what is meant, and PyTorch's own.
+    """
+    name, function, value = msg["name"], msg["fn"], msg["value"]
+    try:
+        log_prob = function.log_prob(value)
+    except ValueError as error:
+        if "support" not in str(error):
+            raise
+        raise SiteError(
+            name,
+            expected=f"values that {type(_base(function)).__name__} takes: {function.support}",
+            got=_outside(function, value),
+            remedy="Check the data and their type: some densities take only floats, or counts.",
+        ) from error
+    got = tuple(log_prob.shape)
+    frames = [frame for frame in msg["cond_indep_stack"] if frame.vectorized]
+    if not frames:
+        if value.ndim > function.event_dim and log_prob.numel() > value.numel():
+            raise SiteError(
+                name,
+                expected="one log density for each value",
+                got=f"values of shape {tuple(value.shape)} spread out to {got}",
+                remedy="Bring values and parameters to one shape: a column (n, 1) needs x[:, 0].",
+            )
+        return
+    expected = [1] * -min(frame.dim for frame in frames)
+    for frame in frames:
+        expected[frame.dim] = frame.size
+    plates = ", ".join(repr(frame.name) for frame in frames)
+    batch = tuple(value.shape[: value.ndim - function.event_dim])
+    fits = _trimmed(got) == _trimmed(expected)
+    if fits and (value.ndim == 0 or not msg["is_observed"] or _trimmed(batch) == _trimmed(got)):
+        return
+    raise SiteError(
+        name,
+        expected=f"one log density for each element of plate {plates}: shape {tuple(expected)}",
+        got=f"shape {got} for values of shape {tuple(value.shape)}",
+        remedy="Axes that are no plates need .to_event(...); a column (n, 1) needs x[:, 0].",
+    )
+
+
+def _trimmed(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return a shape without the ones in front, which broadcasting adds."""
+    kept = list(shape)
+    while kept and kept[0] == 1:
+        del kept[0]
+    return tuple(kept)
+
+
+def _outside(function: Any, value: torch.Tensor) -> str:
+    try:
+        wrong = ~function.support.check(value)
+    except (RuntimeError, NotImplementedError):
+        return f"values of shape {tuple(value.shape)}"
+    count = int(wrong.sum())
+    if count == 0:
+        return f"{value.dtype} values, which it does not take"
+    first = tuple(int(i) for i in wrong.nonzero()[0]) if wrong.ndim else ()
+    at = f", the first at index {first}: {value[first].tolist()}" if first else ""
+    return f"{count} outside of it{at}"
 
 
 def trace_sites(
@@ -266,7 +333,7 @@ def trace_sites(
     with torch.no_grad(), AnswerParams(pair), record, StartValues():
         try:
             _under(handlers, function, data)
-        except (RuntimeError, ValueError, IndexError) as error:
+        except (RuntimeError, ValueError, IndexError, TypeError, ZeroDivisionError) as error:
             if isinstance(error, SiteError):
                 raise
             raise ValueError(_failed_run(part, data, error)) from error
@@ -293,6 +360,10 @@ def _failed_run(part: str, data: Mapping[str, Any], error: Exception) -> str:
         text += f"\nThe data are of unequal lengths: {unequal}."
     if "bool tensors" in str(error) or "output type Long" in str(error):
         text += "\nGive the values that a Bernoulli or another density observes as floats."
+    if "used as indices" in str(error) or "shape of the mask" in str(error):
+        text += "\nAn index has to be of dtype torch.long: x.long()."
+    if "not implemented for 'Long'" in str(error) or "not implemented for 'Int'" in str(error):
+        text += "\nIntegers stand where floats are needed: x.float()."
     if "dtype" in str(error) or "scalar type" in str(error):
         text += (
             "\nA tensor of another dtype takes part: pass it as data or keep it as a buffer of "

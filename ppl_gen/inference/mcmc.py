@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 
 from ppl_gen.core import LogDensity, Problem, Result
-from ppl_gen.core.errors import unknown
+from ppl_gen.core.errors import check_count, unknown
 from ppl_gen.inference.progress import ProgressBar
 from ppl_gen.inference.start import is_finite_at, not_finite_at_start
 
@@ -38,9 +38,7 @@ class _ChainOptions:
     def __post_init__(self) -> None:
         """Refuse options out of range."""
         for name in self.positive:
-            if getattr(self, name) < 1:
-                msg = f"{name}: expected at least 1, got {getattr(self, name)}."
-                raise ValueError(msg)
+            check_count(name, getattr(self, name))
         if not 0 < self.target_accept < 1:
             msg = f"target_accept: expected a number between 0 and 1, got {self.target_accept}."
             raise ValueError(msg)
@@ -76,9 +74,10 @@ class _ChainOptions:
                         vectors.append(torch.stack([vector for vector, _ in moves]))
                         stats.append(_stack([statistics for _, statistics in moves]))
                     bar.advance(_status(step < self.warmup, stats) if bar.due() else "")
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as stop:
                 if not vectors:
-                    raise
+                    msg = f"{name} was interrupted in warm-up: there are no draws to keep yet."
+                    raise KeyboardInterrupt(msg) from stop
                 interrupted = True
                 del vectors[len(stats) :]
         draws = torch.stack(vectors, dim=1)

@@ -68,8 +68,8 @@ class PairObjective:
     """The ELBO of the pair's own guide.
 
     Discrete latents that the guide leaves out are summed out, by Pyro; a guide that gradients
-    cannot pass through gets Pyro's score function estimator. The KL divergence is exact where model
-    and guide sample their latents in the same order, scaled and masked alike, and its form is known.
+    cannot pass through gets Pyro's score function estimator. The KL divergence is exact where its
+    form is known, and model and guide sample their latents in the same order and weigh them alike.
 
     Args:
         pair: The pair, trained in place.
@@ -98,9 +98,7 @@ class PairObjective:
         guide_sites = trace_sites(pair, data, "guide", score)
         self.latents = {n for n, s in guide_sites.items() if s.kind in ("latent", "discrete")}
         self.model = model_of(pair)
-        self.elbo = _elbo(
-            self.model_sites, guide_sites, particles, reparametrised=not score.names
-        )
+        self.elbo = _elbo(self.model_sites, guide_sites, particles, reparametrised=not score.names)
         if isinstance(self.elbo, TraceEnum_ELBO):
             self.model = enumerated(self.model)
 

@@ -115,6 +115,11 @@ def measure(posteriors: Mapping[str, Posterior], reference: str) -> Measurements
 
 
 def _check_posteriors(posteriors: Mapping[str, Posterior], reference: str) -> None:
+    if not isinstance(posteriors, Mapping):
+        raise TypeError(
+            "posteriors: expected a dictionary by name, such as {'svi': svi, 'nuts': nuts}, got "
+            f"{type(posteriors).__name__}."
+        )
     if not posteriors:
         raise ValueError("posteriors: expected at least one posterior by name, got none.")
     for name, posterior in posteriors.items():
@@ -321,7 +326,7 @@ def _notes(
             worst = own.loc[own["r_hat"].idxmax(), "parameter"]
             others = ", or what is measured against it" if role else ""
             notes.append(
-                f"{role}{name} has an R-hat of {r_hat:.3g} for {worst}: above {_RHAT_LIMIT} its "
+                f"{role}{name} has an R-hat of {r_hat:.4g} for {worst}: above {_RHAT_LIMIT} its "
                 f"chains do not agree yet. Run it for longer before trusting it{others}."
             )
         if methods.loc[name, "divergences"] > 0:

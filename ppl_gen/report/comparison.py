@@ -53,11 +53,11 @@ def compare(posteriors: Mapping[str, Posterior], reference: str | None = None) -
         >>> float(comparison.table["sd_ratio"].iloc[0].round(1))
         0.5
     """
-    if reference is None:
+    if reference is None and isinstance(posteriors, Mapping):
         chains = [name for name, p in posteriors.items() if getattr(p, "is_mcmc", False)]
         # Where there is none at all, `measure` says so.
         reference = next(iter(chains or posteriors), "")
-    return Comparison(measure(posteriors, reference))
+    return Comparison(measure(posteriors, reference or ""))
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,19 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         r"'x'.*1 values.*index \(1,\)",
     ),
-    "infinite": ({"x": np.array([np.inf, 1.0])}, ValueError, "'x'.*expected finite data"),
+    "infinite": ({"x": np.array([np.inf, 1.0])}, ValueError, "data 'x': expected finite values"),
+    "words": ({"x": ["a", "b"]}, TypeError, "'x': expected numbers"),
+    "empty": ({"x": torch.zeros(0)}, ValueError, "data 'x': expected at least one value"),
+    "column": (
+        {"x": torch.arange(3.0), "y": torch.zeros(3, 1)},
+        ValueError,
+        r"site 'y': .*plate 'data': shape \(3,\), got shape \(3, 3\).*x\[:, 0\]",
+    ),
+    "one value for all rows": (
+        {"x": torch.arange(3.0), "y": torch.zeros(1)},
+        ValueError,
+        r"site 'y': .*for values of shape \(1,\)",
+    ),
     "text": ({"x": np.array(["a", "b"])}, TypeError, "'x': expected numbers"),
     "complex": ({"x": torch.zeros(2, dtype=torch.complex64)}, TypeError, "'x': expected real"),
     "meta": ({"x": torch.zeros(2, device="meta")}, TypeError, "'x'.*on meta"),
@@ -66,7 +78,7 @@ def test_what_is_no_pair_or_method() -> None:
         fit(3, {}, SVI())
     with pytest.raises(TypeError, match="got the class Pair"):
         fit(Pair, {}, SVI())
-    with pytest.raises(TypeError, match=r"such as SVI\(\)"):
+    with pytest.raises(TypeError, match=r"Write SVI\(\) in place of SVI"):
         fit(model, {"x": GOOD}, SVI)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"got 'nutz'.*HMC, NUTS, SVI.*Did you mean 'NUTS'"):
         fit(model, {"x": GOOD}, "nutz")  # type: ignore[arg-type]

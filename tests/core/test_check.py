@@ -129,8 +129,8 @@ FAULTS: dict[type[Pair], str] = {
     OtherArguments: r"the model's arguments \(y\), got \(x\)",
     NoGradient: "site 'forgotten': .*got no gradient",
     NotFinite: "site 'wrong': expected a finite log density",
-    OutsideSupport: "support",
-    OutsideThePlate: "scaled wrongly.*again is outside the plate",
+    OutsideSupport: r"site 'y': .*4 outside of it, the first at index \(0,\): -1.0",
+    OutsideThePlate: "scaled wrongly: site 'again': .*inside plate 'data'",
     WrongScale: "scaled wrongly",
 }
 

@@ -34,16 +34,16 @@ def moments(draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def test_full_rank_finds_the_exact_posterior(batch_size: int | None) -> None:
     """The family holds the posterior.
 
-    What stochastic steps leave was measured over 10 seeds: means off by at most 0.034 sd and sds
-    by 1.8 % with all data, 0.022 sd and 2.9 % with mini-batches. 10,000 draws add an error of 0.01
+    What stochastic steps leave was measured over 10 seeds: means off by at most 0.036 sd and sds
+    by 1.6 % with all data, 0.046 sd and 4.5 % with mini-batches. 10,000 draws add an error of 0.01
     sd to a mean and 0.7 % to an sd, four times which is allowed for.
     """
     method = SVI(guide="full_rank", steps=3000, batch_size=batch_size, draws=10_000)
     result = fit(PAIR, DATA, method, seed=1, progress=False)
     mean, covariance = moments(result["weights"])
     sd = EXACT.covariance.diagonal().sqrt()
-    assert ((mean - EXACT.mean) / sd).abs().max() < 0.08
-    torch.testing.assert_close(covariance.diagonal().sqrt(), sd, rtol=0.06, atol=0.0)
+    assert ((mean - EXACT.mean) / sd).abs().max() < 0.09
+    torch.testing.assert_close(covariance.diagonal().sqrt(), sd, rtol=0.075, atol=0.0)
     correlation = EXACT.covariance[0, 1] / sd.prod()
     assert correlation < -0.8
     assert covariance[0, 1] / covariance.diagonal().sqrt().prod() == pytest.approx(
