@@ -297,13 +297,14 @@ class _Training:
         rate = options.learning_rate or default_rate
         # The fused kernel does in one pass what Adam's formula does in ten.
         self.optimizer = torch.optim.Adam(self.parameters.values(), lr=rate, fused=True)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+        self.rate = rate
         self.losses: list[float] = []
         self.snapshot: list[torch.Tensor] = []
 
-    def _rate(self, step: int) -> float:
-        """Return the step size as a share of the first: flat, then a half cosine down to zero."""
-        return 0.5 + 0.5 * math.cos(math.pi * max(0.0, 2.0 * step / self.steps - 1.0))
+    def _rate(self) -> float:
+        """Return the size of the next step: flat, then a half cosine down to zero."""
+        done = max(0.0, 2.0 * len(self.losses) / self.steps - 1.0)
+        return self.rate * (0.5 + 0.5 * math.cos(math.pi * done))
 
     def history(self) -> torch.Tensor:
         """Return the loss after each step, (step,)."""
@@ -374,8 +375,9 @@ class _Training:
             self._go_back()
             return message
         loss.backward()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate()
         self.optimizer.step()
-        self.schedule.step()
         self.losses.append(value)
         return None
 

@@ -241,3 +241,16 @@ class Beyond(Interval):
 def test_a_guide_that_scales_to_the_support_is_no_fault() -> None:
     assert check(Interval(), {"y": Y}).problems == ()
     assert any("support" in problem for problem in check(Beyond(), {"y": Y}).problems)
+
+
+def test_a_likelihood_outside_of_its_plate_is_a_problem_and_no_crash() -> None:
+    class Dedented(Good):
+        def model(self, y: torch.Tensor) -> None:
+            scale = self.top()
+            with pyro.plate("data", len(y)):
+                z = pyro.sample("z", dist.Normal(self.loc, scale))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    report = check(Dedented(), {"y": Y})
+    assert len(report.problems) == 1
+    assert "'y'" in report.problems[0] or '"y"' in report.problems[0]

@@ -149,3 +149,32 @@ def test_a_scale_of_the_models_prior_alone_stays_with_the_prior() -> None:
     constants = 5 * 0.5 * math.log(2 * math.pi) - math.log(0.1)
     # The sd of one particle is below 0.2: five errors of the mean of 4,000 are 0.016.
     assert loss == pytest.approx(moments + constants, abs=0.016)
+
+
+def test_a_site_with_rows_outside_of_the_plate_is_refused() -> None:
+    """A likelihood that lost its indentation would not be scaled, the latents would."""
+
+    def model(y: torch.Tensor) -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 3.0))
+        with pyro.plate("data", len(y)):
+            w = pyro.sample("w", dist.Normal(a, 1.0))
+        pyro.sample("y", dist.Normal(w, 1.0), obs=y)
+
+    from ppl_gen.core.pair import as_pair
+
+    with pytest.raises(ValueError, match=r"site 'y': .*inside plate 'data'"):
+        split(as_pair(model), {"y": torch.zeros(N)}, BATCH)
+
+
+def test_why_a_model_cannot_be_run_on_a_mini_batch() -> None:
+    def model(x: torch.Tensor, y: torch.Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(w * x, 1.0), obs=y)
+
+    from ppl_gen.core.pair import as_pair
+
+    with pytest.raises(ValueError, match=r"x has 10, y has 8 rows.*the model failed"):
+        split(as_pair(model), {"x": torch.zeros(N), "y": torch.zeros(8)}, BATCH)
+    with pytest.raises(ValueError, match="at least two rows"):
+        split(as_pair(model), {"x": torch.zeros(1), "y": torch.zeros(1)}, 1)

@@ -184,3 +184,13 @@ def test_tensors_inside_of_dictionaries_come_back(tmp_path: Path) -> None:
     torch.testing.assert_close(after.data["rows"]["x"], x.double())
     assert after.data["rows"]["more"][0] == "text"
     torch.testing.assert_close(after.log_likelihood()["y"], before.log_likelihood()["y"])
+
+
+def test_autoguides_make_their_parameters_before_they_are_filled(tmp_path: Path) -> None:
+    from pyro.infer.autoguide import AutoNormal
+
+    method = SVI(guide="pair", steps=20, draws=5)
+    data = {"y": torch.ones(4)}
+    before = fit((model, AutoNormal(model)), data, method, progress=False)
+    after = load(before.save(tmp_path / "run"), pair=(model, AutoNormal(model)))
+    assert torch.equal(after.sample(draws=4)["a/mean"], before.sample(draws=4)["a/mean"])

@@ -150,3 +150,21 @@ def test_options_of_one_method() -> None:
         NUTS(max_tree_depth=0)
     with pytest.raises(ValueError, match="trajectory_length"):
         HMC(trajectory_length=0.0)
+
+
+def test_ctrl_c_in_warmup_says_that_there_is_nothing_to_keep() -> None:
+    calls = []
+
+    def model() -> None:
+        calls.append(None)
+        if len(calls) == 100:
+            signal.raise_signal(signal.SIGINT)
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(KeyboardInterrupt, match="NUTS was interrupted in warm-up"):
+        fit(model, {}, NUTS(chains=2, draws=10, warmup=1000), progress=False)
+
+
+def test_options_are_whole_numbers() -> None:
+    with pytest.raises(TypeError, match=r"chains: expected a whole number, got 2\.5"):
+        NUTS(chains=2.5)  # type: ignore[arg-type]
