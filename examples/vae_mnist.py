@@ -48,8 +48,11 @@ def run(options: argparse.Namespace) -> None:
     dataset = load_images(options.dataset, options.data_dir)
     if dataset.note:
         print(f"Note: {dataset.note}\n")
+    if options.epochs is None:
+        options.epochs = 10 if dataset.name == "MNIST" else 200
 
     # The model, and the images in the form that its likelihood is for.
+    torch.manual_seed(options.seed)  # the first weights
     pair = VAE(
         image_shape=dataset.image_shape,
         latent_size=options.latent_size,
@@ -70,9 +73,13 @@ def run(options: argparse.Namespace) -> None:
     # Training.
     log: list[dict[str, float]] = []
 
+    # A row for each epoch, or twenty rows where there are many.
+    every = math.ceil(options.epochs / 20)
+
     def after_epoch(info: EpochInfo) -> None:
         log.append(score(info, train_scored, test_scored))
-        print(row(log[-1]), flush=True)
+        if info.epoch % every == 0 or info.epoch in (1, options.epochs):
+            print(row(log[-1]), flush=True)
 
     print(f"\n{HEADER}")
     method = SVI(
@@ -481,7 +488,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--latent-size", 20, "number of latent variables of an image")
     add("--hidden-sizes", [400], "sizes of the hidden layers", type=int, nargs="+")
     add("--beta", 1.0, "weight of the KL divergence")
-    add("--epochs", 10, "passes over the training images")
+    add("--epochs", None, "passes over the images; 10 for MNIST, 200 for the few digits", type=int)
     add("--batch-size", 128, "images in a step")
     add("--learning-rate", 1e-3, "first step size of Adam")
     add("--train-images", None, "use only so many training images", type=int)

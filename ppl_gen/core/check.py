@@ -13,13 +13,20 @@ from torch import nn
 from torch.distributions import constraints
 
 from ppl_gen.core.arguments import bind, check_captured, lengths
-from ppl_gen.core.errors import SiteError
+from ppl_gen.core.errors import SiteError, did_you_mean
 from ppl_gen.core.minibatch import MiniBatches, split
 from ppl_gen.core.pair import as_pair, guide_of, model_of, own_copy, prepare, signature
 from ppl_gen.core.params import AnswerParams
 from ppl_gen.core.replay import Replay
 from ppl_gen.core.scope import isolated
-from ppl_gen.core.structure import Site, StartValues, kind_of, not_enumerable, trace_sites
+from ppl_gen.core.structure import (
+    Site,
+    StartValues,
+    kind_of,
+    not_enumerable,
+    nothing_to_infer,
+    trace_sites,
+)
 
 __all__ = ["CheckReport", "check", "guide_problems"]
 
@@ -156,7 +163,8 @@ def guide_problems(
                 name,
                 expected="to be sampled in the guide",
                 got="no such site",
-                remedy="Add it to the guide.",
+                remedy="Add it to the guide."
+                + did_you_mean(name, guide_sites.keys() - model_sites),
             )
     for name, site in guide_sites.items():
         if site.kind not in ("latent", "discrete"):
@@ -250,7 +258,7 @@ def _line(site: Site) -> str:
 
 def _value_problems(pair: nn.Module, sites: Mapping[str, Site]) -> Iterator[str]:
     if not any(site.kind in ("latent", "discrete") for site in sites.values()):
-        yield "the model has no latent site: there is nothing to infer."
+        yield nothing_to_infer(pair, "latent")
     if guide_of(pair) is None:
         for site in sites.values():
             if site.kind == "discrete" and not site.enumerable:

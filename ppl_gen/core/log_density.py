@@ -22,7 +22,14 @@ from ppl_gen.core.errors import SiteError
 from ppl_gen.core.pair import as_pair, cast, model_of, own_copy, prepare
 from ppl_gen.core.params import AnswerParams
 from ppl_gen.core.scope import default_dtype, isolated, unchecked
-from ppl_gen.core.structure import Site, enumerated, kind_of, not_enumerable, trace_sites
+from ppl_gen.core.structure import (
+    Site,
+    enumerated,
+    kind_of,
+    not_enumerable,
+    nothing_to_infer,
+    trace_sites,
+)
 
 __all__ = ["Block", "LogDensity", "enumeration_dim", "log_joint"]
 
@@ -48,6 +55,10 @@ class Block:
     def stop(self) -> int:
         """One past the last element in the vector."""
         return self.start + math.prod(self.shape)
+
+    def bijection_at(self, msg: Mapping[str, Any]) -> Any:
+        """Return the bijection to the support that the site has in this run."""
+        return biject_to(msg["fn"].support) if self.bijection is None else self.bijection
 
     def read(self, vector: torch.Tensor) -> torch.Tensor:
         """Return the site's part of a vector, (*batch, dim) to (*batch, *shape)."""
@@ -107,8 +118,7 @@ class LogDensity:
             self.blocks = self._lay_out()
         self.dim = max((block.stop for block in self.blocks.values()), default=0)
         if self.dim == 0:
-            msg = "the model has no continuous latent site: there is nothing to infer."
-            raise ValueError(msg)
+            raise ValueError(nothing_to_infer(self.pair, "continuous latent"))
         self._enumerated_below = enumeration_dim(self.model_sites)
         self._batchable: bool | None = None  # not known yet
 
@@ -319,9 +329,7 @@ class _Substitute(Messenger):
         block = self.blocks.get(msg["name"])
         if block is None:
             return
-        bijection = block.bijection
-        if bijection is None:
-            bijection = biject_to(msg["fn"].support)
+        bijection = block.bijection_at(msg)
         unconstrained = block.read(self.vector)
         value = bijection(unconstrained)
         # An empty composition is the identity. A domain or codomain cannot tell: PyTorch calls that
@@ -347,9 +355,7 @@ class _Invert(Messenger):
         block = self.blocks.get(msg["name"])
         if block is None:
             return
-        bijection = block.bijection
-        if bijection is None:
-            bijection = biject_to(msg["fn"].support)
+        bijection = block.bijection_at(msg)
         msg["value"] = self.values[msg["name"]]
         msg["done"] = True
         self.parts[msg["name"]] = bijection.inv(msg["value"])

@@ -329,7 +329,7 @@ class Posterior:
                     expected=f"shape {expected}, as it was fitted",
                     got=f"shape {got} on this data",
                     remedy="A site for each row belongs to the rows it was fitted on: give data of "
-                    "the same length.",
+                    "the same length. For any other site the pair is not the one that was fitted.",
                 )
         return names
 

@@ -167,6 +167,22 @@ def not_enumerable(site: Site) -> SiteError:
     )
 
 
+def nothing_to_infer(pair: nn.Module, what: str) -> str:
+    """Return the message for a pair whose model has no latent site.
+
+    Args:
+        pair: The pair.
+        what: The kind of site that is missing.
+    """
+    text = f"the model has no {what} site: there is nothing to infer."
+    if any(getattr(module, "_pyro_samples", None) for module in pair.modules()):
+        text += (
+            " PyroSample attributes are sampled in `forward`, or in a method that is marked "
+            "@pyro.nn.pyro_method."
+        )
+    return text
+
+
 class StartValues(Messenger):
     """Gives latent sites values to start from, in torch's default dtype.
 
@@ -358,6 +374,8 @@ def _failed_run(part: str, data: Mapping[str, Any], error: Exception) -> str:
     if len(set(lengths(data).values())) > 1:
         unequal = ", ".join(f"{name} has {size}" for name, size in lengths(data).items())
         text += f"\nThe data are of unequal lengths: {unequal}."
+    if "Shape mismatch inside plate" in str(error):
+        text += "\nAxes that are no plates need .to_event(...) on the site that is named."
     if "bool tensors" in str(error) or "output type Long" in str(error):
         text += "\nGive the values that a Bernoulli or another density observes as floats."
     if "used as indices" in str(error) or "shape of the mask" in str(error):

@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
 from ppl_gen import Pair, check, fit
@@ -254,3 +255,31 @@ def test_a_likelihood_outside_of_its_plate_is_a_problem_and_no_crash() -> None:
     report = check(Dedented(), {"y": Y})
     assert len(report.problems) == 1
     assert "'y'" in report.problems[0] or '"y"' in report.problems[0]
+
+
+def test_hints_in_the_messages() -> None:
+    class Typo(Good):
+        def guide(self, y: torch.Tensor) -> None:
+            pyro.sample("scael", dist.LogNormal(0.0, 0.1))
+            with pyro.plate("data", len(y)):
+                pyro.sample("z", dist.Normal(y / 2, 1.0))
+
+    assert "Did you mean 'scael'?" in check(Typo(), {"y": Y}).problems[0]
+
+    class Layer(PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = PyroSample(dist.Normal(0.0, 1.0))
+
+        def model(self, y: torch.Tensor) -> None:
+            with pyro.plate("data", len(y)):
+                pyro.sample("y", dist.Normal(self.weight, 1.0), obs=y)
+
+    assert "pyro_method" in check(Layer(), {"y": Y}).problems[0]
+
+    def without_event(y: torch.Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(y), 2), 1.0))
+            pyro.sample("y", dist.Normal(z.sum(-1), 1.0), obs=y)
+
+    assert "to_event" in check(without_event, {"y": Y}).problems[0]
