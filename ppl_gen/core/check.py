@@ -88,7 +88,7 @@ def check(pair: Any, data: Mapping[str, Any], *, seed: int = 0) -> CheckReport:
         ...     with pyro.plate("data", len(y)):
         ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
         >>> def guide(y):
-        ...     pyro.sample("men", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("z", dist.Normal(0.0, 1.0))
         >>> print(check((model, guide), {"y": torch.zeros(3)}).problems[0])
         site 'mean': expected to be sampled in the guide, got no such site. Add it to the guide.
     """
