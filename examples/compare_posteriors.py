@@ -14,6 +14,7 @@ runs/compare_posteriors/.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -47,10 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     print("Linear regression: progression of diabetes on", ", ".join(FEATURES))
     data = diabetes()
     regression = BayesianLinearRegression(num_features=len(FEATURES))
-    posteriors = {
-        name: pg.fit(regression, data, method, seed=options.seed)
-        for name, method in methods.items()
-    }
+    posteriors = fit_all(regression, data, methods, options.seed, out / "posteriors" / "regression")
     # Conjugate priors have an exact posterior, which shows that the reference is right as well.
     exact = regression.exact_posterior(**data).sample(4 * options.draws, seed=options.seed)
     draws = {site: values.unsqueeze(0) for site, values in exact.items()}
@@ -61,11 +59,26 @@ def main(arguments: list[str] | None = None) -> None:
 
     print("Eight schools, non-centred")
     schools = EightSchools()
-    posteriors = {
-        name: pg.fit(schools, EightSchools.data(), method, seed=options.seed)
-        for name, method in methods.items()
-    }
+    folder = out / "posteriors" / "eight_schools"
+    posteriors = fit_all(schools, EightSchools.data(), methods, options.seed, folder)
     report(posteriors, out, "eight_schools", parameters=["mu", "tau", "theta"])
+
+
+def fit_all(
+    pair: pg.Pair,
+    data: dict[str, torch.Tensor],
+    methods: dict[str, Method],
+    seed: int,
+    folder: Path,
+) -> dict[str, pg.Posterior]:
+    """Fit the pair by each method and save what comes out; Ctrl-C loses nothing."""
+    posteriors: dict[str, pg.Posterior] = {}
+    for name, method in methods.items():
+        posteriors[name] = pg.fit(pair, data, method, seed=seed)
+        posteriors[name].save(folder / name, overwrite=True)
+        if posteriors[name].interrupted:
+            sys.exit(f"interrupted: what was done so far is in {folder}, {name} marked as stopped")
+    return posteriors
 
 
 def diabetes() -> dict[str, torch.Tensor]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
         "hmc": HMC(**chains),
         "nuts": NUTS(**chains),
     }
-    raw = {
-        name: pg.fit(pair, {"x": x}, method, seed=options.seed) for name, method in methods.items()
-    }
+    raw = fit_all(pair, {"x": x}, methods, options.seed, out / "posteriors")
 
     # NUTS names the components, and the other methods take its names over.
     nuts = pair.relabel(raw["nuts"])
@@ -72,6 +71,23 @@ def main(arguments: list[str] | None = None) -> None:
     draw_density(pair, posteriors, x).savefig(out / "density.png", dpi=150)
     draw_responsibilities(pair, posteriors, x).savefig(out / "responsibilities.png", dpi=150)
     print(f"Written: comparison.html and three pictures in {out}")
+
+
+def fit_all(
+    pair: pg.Pair,
+    data: dict[str, torch.Tensor],
+    methods: dict[str, Method],
+    seed: int,
+    folder: Path,
+) -> dict[str, pg.Posterior]:
+    """Fit the pair by each method and save what comes out; Ctrl-C loses nothing."""
+    posteriors: dict[str, pg.Posterior] = {}
+    for name, method in methods.items():
+        posteriors[name] = pg.fit(pair, data, method, seed=seed)
+        posteriors[name].save(folder / name, overwrite=True)
+        if posteriors[name].interrupted:
+            sys.exit(f"interrupted: what was done so far is in {folder}, {name} marked as stopped")
+    return posteriors
 
 
 def wines() -> tuple[torch.Tensor, torch.Tensor]:

@@ -22,6 +22,7 @@ from ppl_gen.core.scope import isolated
 from ppl_gen.core.structure import (
     Site,
     StartValues,
+    enumerated,
     kind_of,
     not_enumerable,
     nothing_to_infer,
@@ -326,13 +327,15 @@ def _density_problems(pair: nn.Module, data: Mapping[str, Any]) -> Iterator[str]
 def _gradient_problems(pair: nn.Module, data: Mapping[str, Any]) -> Iterator[str]:
     from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 
-    discrete = any(site.kind == "discrete" for site in trace_sites(pair, data).values())
-    objective: Any = TraceEnum_ELBO() if discrete else Trace_ELBO()
+    sampled = trace_sites(pair, data, "guide")
+    sites = trace_sites(pair, data).values()
+    summed_out = any(site.kind == "discrete" and site.name not in sampled for site in sites)
+    objective: Any = TraceEnum_ELBO() if summed_out else Trace_ELBO()
+    model = enumerated(model_of(pair)) if summed_out else model_of(pair)
     pair.zero_grad()
     with AnswerParams(pair):
-        model, guide = _callables(pair, discrete)
         try:
-            objective.differentiable_loss(model, guide, **data).backward()
+            objective.differentiable_loss(model, guide_of(pair), **data).backward()
         except (ValueError, RuntimeError) as error:
             yield f"the evidence lower bound cannot be computed: {error}"
             return
@@ -346,12 +349,6 @@ def _gradient_problems(pair: nn.Module, data: Mapping[str, Any]) -> Iterator[str
                     remedy="Use it in model or guide, or set requires_grad to False.",
                 )
             )
-
-
-def _callables(pair: nn.Module, discrete: bool) -> tuple[Any, Any]:
-    from pyro.infer import config_enumerate
-
-    return (config_enumerate(model_of(pair)) if discrete else model_of(pair)), pair.guide
 
 
 def _minibatch_problems(pair: nn.Module, data: Mapping[str, Any]) -> Iterator[str]:

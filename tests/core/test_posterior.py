@@ -290,3 +290,47 @@ def test_draws_that_are_local_are_hinted_at() -> None:
     with pytest.raises(KeyError, match=r"plate 'data' are drawn for rows.*posterior\.sample"):
         result["z"]
     assert "posterior.sample(data)" in repr(result)
+
+
+def test_log_likelihood_of_a_mixture_sums_the_assignments_out() -> None:
+    weights = torch.tensor([0.3, 0.7])
+
+    def model(y: torch.Tensor) -> None:
+        locs = pyro.sample("locs", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+        with pyro.plate("data", len(y)):
+            k = pyro.sample("k", dist.Categorical(y.new_tensor([0.3, 0.7])))
+            pyro.sample("y", dist.Normal(locs[k], 1.0), obs=y)
+
+    result = fit(model, {"y": Y}, SVI(steps=5, draws=6), progress=False)
+    normal = torch.distributions.Normal(result["locs"].unsqueeze(-2), 1.0)
+    terms = normal.log_prob(Y.double().unsqueeze(-1)) + weights.double().log()
+    expected = terms.logsumexp(-1)
+    assert expected.shape == (1, 6, 8)
+    torch.testing.assert_close(result.log_likelihood()["y"], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_discrete_latents_that_tie_observations_have_no_pointwise_term() -> None:
+    def model(y: torch.Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        k = pyro.sample("k", dist.Bernoulli(0.5))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(z + k, 1.0), obs=y)
+
+    result = fit(model, {"y": Y}, SVI(steps=5, draws=6), progress=False)
+    with pytest.raises(ValueError, match="k tie observations together"):
+        result.log_likelihood()
+
+
+def test_every_chain_keeps_its_own_draws() -> None:
+    """Values computed from draws stay with their chain and draw."""
+    data = EightSchools.data()
+    result = fit(EightSchools(), data, NUTS(chains=2, draws=5, warmup=5), progress=False)
+    expected = result["mu"].unsqueeze(-1) + result["tau"].unsqueeze(-1) * result["z"]
+    torch.testing.assert_close(result["theta"], expected)
+    assert not torch.allclose(result["theta"][0], result["theta"][1])
+    normal = torch.distributions.Normal(expected, data["sigma"].double())
+    torch.testing.assert_close(
+        result.log_likelihood()["y"], normal.log_prob(data["y"].double()), rtol=1e-6, atol=1e-6
+    )
+    # The noise has a standard deviation of 9 to 18: a prediction is within six of them.
+    assert ((result.predict()["y"] - expected).abs() < 6 * data["sigma"]).all()

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import ppl_gen
+
 SMALL = ["--chains", "2", "--draws", "5", "--warmup", "4", "--steps", "10"]
 
 
@@ -27,10 +29,12 @@ def test_run(
     assert sorted(path.name for path in out.iterdir()) == [
         "eight_schools.html",
         "eight_schools.png",
+        "posteriors",
         "regression.html",
         "regression.png",
     ]
-    assert all(path.stat().st_size > 5_000 for path in out.iterdir())
+    assert all(path.stat().st_size > 5_000 for path in out.iterdir() if path.is_file())
+    assert ppl_gen.load(out / "posteriors" / "regression" / "nuts")["weights"].shape[-1] == 5
     printed = capsys.readouterr().out
     for word in ("mean-field", "full-rank", "hmc", "nuts (ref)", "exact", "weights[4]", "theta[7]"):
         assert word in printed

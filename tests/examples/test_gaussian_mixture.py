@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+import ppl_gen
+
 SMALL = ["--chains", "2", "--draws", "5", "--warmup", "4", "--steps", "10"]
 
 
@@ -19,7 +21,9 @@ def example(root: Path) -> dict[str, Any]:
 
 def test_run(example: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     example["main"]([*SMALL, "--out", str(tmp_path / "out")])
-    found = {path.name: path.stat().st_size for path in (tmp_path / "out").iterdir()}
+    out = tmp_path / "out"
+    found = {path.name: path.stat().st_size for path in out.iterdir() if path.is_file()}
+    assert ppl_gen.load(out / "posteriors" / "nuts")["locs"].shape[-2:] == (3, 2)
     assert set(found) == {
         "comparison.html",
         "density.png",

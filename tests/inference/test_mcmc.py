@@ -168,3 +168,24 @@ def test_ctrl_c_in_warmup_says_that_there_is_nothing_to_keep() -> None:
 def test_options_are_whole_numbers() -> None:
     with pytest.raises(TypeError, match=r"chains: expected a whole number, got 2\.5"):
         NUTS(chains=2.5)  # type: ignore[arg-type]
+
+
+def test_acceptance_is_that_of_each_transition() -> None:
+    """Pyro keeps the running mean alone; the transitions' own values must average to it."""
+    from pyro.infer import NUTS as PyroNUTS
+
+    from ppl_gen.core import LogDensity
+    from ppl_gen.inference.pyro_kernels import Chain
+
+    torch.manual_seed(2)
+    density = LogDensity(skewed, {})
+    start = torch.zeros(2, dtype=torch.float64)
+    chain = Chain(density, start, 20, lambda potential: PyroNUTS(potential_fn=potential))
+    for _ in range(20):
+        chain.advance()
+    rates = [chain.advance()[1]["acceptance_rate"].item() for _ in range(30)]
+    assert all(0 <= rate <= 1 for rate in rates)
+    assert sum(rates) / 30 == pytest.approx(chain._kernel._mean_accept_prob, abs=1e-6)
+    # The running mean itself would hardly vary by the end.
+    last = torch.tensor(rates[-10:])
+    assert last.std() > 0.01
