@@ -175,7 +175,7 @@ def test_acceptance_is_that_of_each_transition() -> None:
     from pyro.infer import NUTS as PyroNUTS
 
     from ppl_gen.core import LogDensity
-    from ppl_gen.inference.pyro_kernels import Chain
+    from ppl_gen.inference.mcmc.pyro_kernels import Chain
 
     torch.manual_seed(2)
     density = LogDensity(skewed, {})

@@ -14,7 +14,7 @@ from ppl_gen.inference.progress import ProgressBar
 from ppl_gen.inference.start import is_finite_at, not_finite_at_start
 
 if TYPE_CHECKING:
-    from ppl_gen.inference.pyro_kernels import Chain
+    from ppl_gen.inference.mcmc.pyro_kernels import Chain
 
 __all__ = ["HMC", "NUTS"]
 
@@ -128,7 +128,7 @@ class NUTS(_ChainOptions):
         """Return a NUTS chain at a start point."""
         from pyro.infer import NUTS as PyroNUTS
 
-        from ppl_gen.inference.pyro_kernels import Chain
+        from ppl_gen.inference.mcmc.pyro_kernels import Chain
 
         return Chain(
             density,
@@ -182,7 +182,7 @@ class HMC(_ChainOptions):
         """Return an HMC chain at a start point."""
         from pyro.infer import HMC as PyroHMC
 
-        from ppl_gen.inference.pyro_kernels import Chain
+        from ppl_gen.inference.mcmc.pyro_kernels import Chain
 
         return Chain(
             density,

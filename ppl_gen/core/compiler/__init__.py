@@ -1,0 +1,1 @@
+"""From a log density in PyTorch to machine code: record, lower, emit, build."""
