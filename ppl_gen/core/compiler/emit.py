@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,8 +20,13 @@ from ppl_gen.core.compiler.schedule import Group, Schedule, handed_over
 
 __all__ = ["Source", "emit"]
 
-# Steps of a loop that run side by side: enough to hide the latency of a sum.
+# Strip of a loop that run side by side: enough to hide the latency of a sum.
 _STRIP = 8
+
+
+_HEAD = """#include "runtime.h"
+
+"""
 
 
 @dataclass
@@ -47,8 +49,9 @@ class Source:
 def emit(scheduled: Schedule) -> Source:
     """Return the C++ of a schedule.
 
-    The function `log_density(vectors, values, gradients, workspace, constants, tables)` takes one
-    vector for each lane, row by row.
+    The function `log_density(context, positions, values, gradients)` takes one vector for each
+    lane, row by row, in double precision; the context holds the pointers to workspace, constants
+    and tables.
     """
     writer = _Writer(scheduled)
     functions = [
@@ -61,20 +64,24 @@ def emit(scheduled: Schedule) -> Source:
     (dim,) = program.vector.shape
     vector = writer.base(program.vector.storage)
     gradient, value = program.gradient, program.value
+    at_value = writer.base(value.storage) + value.offset
     at_gradient = writer.base(gradient.storage) + gradient.offset
     calls = "".join(f"    group_{number}(M, C, I);\n" for number in range(len(functions)))
     main = f"""
-extern "C" void log_density(const real* vectors, real* values, real* gradients, vec* M,
-                            const real* C, const int* I) {{
+extern "C" void log_density(void** context, const double* positions, double* values,
+                            double* gradients) {{
+    vec* M = (vec*)context[0];
+    const real* C = (const real*)context[1];
+    const int* I = (const int*)context[2];
     for (long d = 0; d < {dim}; ++d)
-        for (int l = 0; l < W; ++l) M[{vector} + d][l] = vectors[l * {dim} + d];
-{calls}    for (int l = 0; l < W; ++l) values[l] = M[{writer.base(value.storage) + value.offset}][l];
+        for (int l = 0; l < W; ++l) put(M[{vector} + d], l, (real)positions[l * {dim} + d]);
+{calls}    for (int l = 0; l < W; ++l) values[l] = get(M[{at_value}], l);
     for (long d = 0; d < {dim}; ++d)
         for (int l = 0; l < W; ++l)
-            gradients[l * {dim} + d] = M[{at_gradient} + d * {gradient.strides[0]}][l];
+            gradients[l * {dim} + d] = get(M[{at_gradient} + d * {gradient.strides[0]}], l);
 }}
 """
-    text = '#include "runtime.h"\n\n' + "\n".join(functions) + main
+    text = _HEAD + "\n".join(functions) + main
     return Source(text, writer.constants(), writer.tables(), scheduled.size)
 
 
@@ -97,7 +104,9 @@ class _Writer:
 
     def constants(self) -> np.ndarray:
         """Return all constants, one storage after the other."""
-        parts = [s.values.numpy().astype(np.float64) for s in self._constants if s.values is not None]
+        parts = [
+            s.values.numpy().astype(np.float64) for s in self._constants if s.values is not None
+        ]
         return np.concatenate(parts) if parts else np.zeros(1)
 
     def tables(self) -> np.ndarray:
@@ -161,7 +170,9 @@ class _GroupWriter:
         rest = ""
         if whole < length:
             tail = length - whole
-            rest = f"\n        {run.format(whole, length, tail)} body(Steps<{tail}>(), {arguments});"
+            rest = (
+                f"\n        {run.format(whole, length, tail)} body(Steps<{tail}>(), {arguments});"
+            )
         return (
             f"{head}{before}\n"
             f"    auto body = [&]({parameters}) __attribute__((always_inline)) {{\n"
@@ -284,13 +295,3 @@ class _GroupWriter:
             index = f"(i{axis} + {step})" if axis == self.strip else f"i{axis}"
             text += f" + {index}" if stride == 1 else f" + {index} * {stride}"
         return text
-
-
-def indices(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Return every index of a shape."""
-    return itertools.product(*(range(n) for n in shape))
-
-
-def total(shape: tuple[int, ...]) -> int:
-    """Return the number of elements of a shape."""
-    return math.prod(shape)

@@ -155,8 +155,7 @@ def access(place: Place, shape: Sequence[int]) -> Access:
     missing = len(shape) - len(place.shape)
     assert missing >= 0, (place.shape, shape)
     strides = [0] * missing + [
-        0 if size == 1 else stride
-        for size, stride in zip(place.shape, place.strides, strict=True)
+        0 if size == 1 else stride for size, stride in zip(place.shape, place.strides, strict=True)
     ]
     return squeeze(Access(place.storage, place.offset, tuple(strides)), shape)
 

@@ -17,7 +17,6 @@ from ppl_gen.core.compiler.program import (
     Update,
     access,
     dense_strides,
-    squeeze,
     without_ones,
 )
 from ppl_gen.core.compiler.record import CannotCompile, Operation, Place, Recording
@@ -97,8 +96,8 @@ _ELEMENTWISE: dict[str, str] = {
     "logical_and": "from_mask(({0} != splat(0)) & ({1} != splat(0)))",
     "logical_or": "from_mask(({0} != splat(0)) | ({1} != splat(0)))",
     "logical_xor": "from_mask(({0} != splat(0)) ^ ({1} != splat(0)))",
-    "where": "(({0} != splat(0)) ? {1} : {2})",
-    "masked_fill": "(({1} != splat(0)) ? {2} : {0})",
+    "where": "select({0} != splat(0), {1}, {2})",
+    "masked_fill": "select({1} != splat(0), {2}, {0})",
     # Copies.
     "clone": "{0}",
     "contiguous": "{0}",
@@ -139,7 +138,9 @@ def lower(recording: Recording) -> Program:
         if not written & needed:
             continue
         kept.append(operation)
-        needed |= {place.storage for place in _places([*operation.args, *operation.kwargs.values()])}
+        needed |= {
+            place.storage for place in _places([*operation.args, *operation.kwargs.values()])
+        }
     for operation in reversed(kept):
         rule = _rule(operation.name)
         assert rule is not None, operation.name
@@ -335,13 +336,7 @@ def _elementwise(lowering: _Lowering, operation: Operation) -> None:
     name = _IN_PLACE.get(name, name)
     expression = _ELEMENTWISE[name]
     arguments = [a for a in operation.args if isinstance(a, Place | int | float | bool)]
-    if any("rounding_mode" in key for key in operation.kwargs):
-        raise CannotCompile(f"{operation.name} with a rounding mode has no rule.{operation.line}")
     lowering.loop(_target(operation), expression, *arguments[: expression.count("{") or None])
-
-
-def _count(expression: str) -> int:
-    return 1 + max((i for i in range(4) if "{" + str(i) + "}" in expression), default=-1)
 
 
 def _no_op(lowering: _Lowering, operation: Operation) -> None:
@@ -442,9 +437,7 @@ def _fill(lowering: _Lowering, operation: Operation) -> None:
 def _add_product(lowering: _Lowering, operation: Operation) -> None:
     sign = "*" if "mul" in operation.name else "/"
     value = literal(operation.kwargs.get("value", 1))
-    lowering.loop(
-        _target(operation), f"{{0}} + {value} * {{1}} {sign} {{2}}", *operation.args[:3]
-    )
+    lowering.loop(_target(operation), f"{{0}} + {value} * {{1}} {sign} {{2}}", *operation.args[:3])
 
 
 @_rules("lerp")
@@ -461,7 +454,7 @@ def _softplus(lowering: _Lowering, operation: Operation) -> None:
 @_rules("softplus_backward")
 def _softplus_backward(lowering: _Lowering, operation: Operation) -> None:
     gradient, x, beta, threshold = operation.args[:4]
-    expression = "(({1} * {2} > {3}) ? {0} : {0} * v_sigmoid({1} * {2}))"
+    expression = "select({1} * {2} > {3}, {0}, {0} * v_sigmoid({1} * {2}))"
     lowering.loop(_target(operation), expression, gradient, x, beta, threshold)
 
 
@@ -481,9 +474,7 @@ def _polygamma(lowering: _Lowering, operation: Operation) -> None:
 @_rules("threshold_backward")
 def _threshold_backward(lowering: _Lowering, operation: Operation) -> None:
     gradient, x, threshold = operation.args[:3]
-    lowering.loop(
-        _target(operation), "(({1} > {2}) ? {0} : splat(0))", gradient, x, threshold
-    )
+    lowering.loop(_target(operation), "select({1} > {2}, {0}, splat(0))", gradient, x, threshold)
 
 
 @_rules("relu")
@@ -602,7 +593,7 @@ def _largest(lowering: _Lowering, operation: Operation) -> None:
         best = lowering.program.new(operation.outputs[1].shape)
         lowering.loop(
             _kept(best, axes, keep, len(source.shape)),
-            "(({0} == {1}) ? -{2} : splat(-__builtin_inf()))",
+            "select({0} == {1}, -{2}, splat(-__builtin_inf()))",
             source,
             _kept(out, axes, keep, len(source.shape)),
             position,
@@ -649,7 +640,7 @@ def _logsumexp(lowering: _Lowering, operation: Operation) -> None:
         initial="splat(-__builtin_inf())",
         shape=source.shape,
     )
-    finite = "(v_abs({1}) == splat(__builtin_inf()) ? splat(0) : {1})"
+    finite = "select(v_abs({1}) == splat(__builtin_inf()), splat(0), {1})"
     lowering.loop(
         _kept(total, axes, keep, rank),
         f"v_exp({{0}} - {finite})",
@@ -697,9 +688,7 @@ def _softmax(lowering: _Lowering, operation: Operation) -> None:
 def _softmax_backward(lowering: _Lowering, operation: Operation) -> None:
     gradient, output, axis = operation.args[:3]
     axis %= max(len(output.shape), 1)
-    total = lowering.program.new(
-        tuple(1 if a == axis else n for a, n in enumerate(output.shape))
-    )
+    total = lowering.program.new(tuple(1 if a == axis else n for a, n in enumerate(output.shape)))
     log = "log" in operation.name
     summand = "{0}" if log else "{0} * {1}"
     lowering.loop(
@@ -854,9 +843,7 @@ def _gather(lowering: _Lowering, operation: Operation) -> None:
     out = operation.outputs[0]
     lowering.loop(out, "splat(0)")
     for position, part in enumerate(_elements(source, [axis])):
-        lowering.loop(
-            out, "(({1} == {2}) ? {3} : {0})", out, index, float(position), part
-        )
+        lowering.loop(out, "select({1} == {2}, {3}, {0})", out, index, float(position), part)
 
 
 @_rules("scatter", "scatter_add")
@@ -872,7 +859,7 @@ def _scatter(lowering: _Lowering, operation: Operation) -> None:
             update = "{0} + {3}" if add else "{3}"
             lowering.loop(
                 part,
-                f"(({{1}} == {{2}}) ? {update} : {{0}})",
+                f"select({{1}} == {{2}}, {update}, {{0}})",
                 part,
                 index,
                 float(position),
@@ -944,7 +931,7 @@ def _triangle(lowering: _Lowering, operation: Operation) -> None:
     keep = torch.ones(source.shape[-2:], dtype=torch.float64)
     function = torch.tril if "tril" in operation.name else torch.triu
     mask = constant(function(keep, diagonal))
-    lowering.loop(_target(operation), "(({1} != splat(0)) ? {0} : splat(0))", source, mask)
+    lowering.loop(_target(operation), "select({1} != splat(0), {0}, splat(0))", source, mask)
 
 
 @_rules("constant_pad_nd")
@@ -978,9 +965,6 @@ def _backward_of_view(name: str) -> Callable[[Any, Operation], torch.Tensor]:
 @_rules("select_backward", "slice_backward", "diagonal_backward")
 def _view_backward(lowering: _Lowering, operation: Operation) -> None:
     gradient, out = operation.args[0], operation.outputs[0]
-    at = _backward_of_view(_base_name(operation.name))(
-        torch.empty(0).new_empty(1).expand(out.shape), operation
-    )
     # Views of an output say by their own strides where the gradient goes.
     model = torch.empty_strided(out.shape, out.strides)
     at = _backward_of_view(_base_name(operation.name))(model, operation)
@@ -1058,9 +1042,7 @@ def _cholesky(lowering: _Lowering, operation: Operation) -> None:
     size = operation.args[0].shape[-1]
     if size == 0:
         return
-    matrices = zip(
-        _matrices(operation.args[0]), _matrices(operation.outputs[0]), strict=True
-    )
+    matrices = zip(_matrices(operation.args[0]), _matrices(operation.outputs[0]), strict=True)
     for source, out in matrices:
         matrix = lowering.program.new(source.shape)
         lowering.loop(matrix, "{0}", _transposed(source) if upper else source)
@@ -1132,7 +1114,10 @@ def _solve_triangular(lowering: _Lowering, operation: Operation) -> None:
 @_rules("triangular_solve")
 def _old_triangular_solve(lowering: _Lowering, operation: Operation) -> None:
     right, matrix = operation.args[:2]
-    upper, transpose, unit = (*operation.args[2:5], *(True, False, False)[len(operation.args) - 2 :])
+    upper, transpose, unit = (
+        *operation.args[2:5],
+        *(True, False, False)[len(operation.args) - 2 :],
+    )
     if transpose:
         matrix, upper = _transposed(matrix), not upper
     _solve(lowering, matrix, right, operation.outputs[0], upper=upper, unit=unit)
@@ -1160,8 +1145,3 @@ def _cholesky_inverse(lowering: _Lowering, operation: Operation) -> None:
     wide = _expand(identity, out.shape)
     _solve(lowering, first, wide, between, upper=False, unit=False)
     _solve(lowering, _transposed(first), between, out, upper=True, unit=False)
-
-
-def squeeze_access(accessed: Access, shape: Sequence[int]) -> Access:
-    """Drop the axes of size one of an access."""
-    return squeeze(accessed, shape)

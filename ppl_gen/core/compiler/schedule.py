@@ -166,7 +166,9 @@ def _hands_over(writer: _Touch, read: _Touch, reader: Statement) -> bool:
 def _touched(statement: Statement) -> tuple[list[_Touch], list[_Touch]]:
     """Return what a statement reads and writes, constants left out."""
     if isinstance(statement, Block):
-        reads = [(access(p, p.shape), tuple(n for n in p.shape if n != 1)) for p in statement.inputs]
+        reads = [
+            (access(p, p.shape), tuple(n for n in p.shape if n != 1)) for p in statement.inputs
+        ]
         writes = [
             (access(p, p.shape), tuple(n for n in p.shape if n != 1)) for p in statement.outputs
         ]
