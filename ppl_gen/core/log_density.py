@@ -2,75 +2,47 @@
 
 from __future__ import annotations
 
-import math
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.distributions.util import scale_and_mask
-from pyro.ops import packed
-from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine.messenger import Messenger
-from torch.distributions import biject_to, constraints
 
 from ppl_gen.core.arguments import bind, check_captured, move
+from ppl_gen.core.blocks import (
+    Block,
+    Invert,
+    Substitute,
+    comes_and_goes,
+    most_axes,
+    same_support,
+)
+from ppl_gen.core.discrete import enumeration_dim, run_enumerated
 from ppl_gen.core.draws import map_draws
 from ppl_gen.core.errors import SiteError
 from ppl_gen.core.pair import as_pair, cast, model_of, own_copy, prepare
 from ppl_gen.core.params import AnswerParams
+from ppl_gen.core.replay import Replay
 from ppl_gen.core.scope import default_dtype, isolated, unchecked
 from ppl_gen.core.structure import (
     Site,
-    enumerated,
     kind_of,
     not_enumerable,
     nothing_to_infer,
+    site_bijection,
     trace_sites,
 )
 
 __all__ = ["Block", "LogDensity", "enumeration_dim", "log_joint"]
 
 
-@dataclass(frozen=True)
-class Block:
-    """The place of one latent site in the flat vector.
-
-    Args:
-        site: The site.
-        shape: Shape of its unconstrained value.
-        start: First element in the vector.
-        bijection: From the unconstrained value to the site's support, or None where the support
-            depends on other latents and the bijection is made anew at the site.
-    """
-
-    site: Site
-    shape: tuple[int, ...]
-    start: int
-    bijection: Any | None
-
-    @property
-    def stop(self) -> int:
-        """One past the last element in the vector."""
-        return self.start + math.prod(self.shape)
-
-    def bijection_at(self, msg: Mapping[str, Any]) -> Any:
-        """Return the bijection to the support that the site has in this run."""
-        return biject_to(msg["fn"].support) if self.bijection is None else self.bijection
-
-    def read(self, vector: torch.Tensor) -> torch.Tensor:
-        """Return the site's part of a vector, (*batch, dim) to (*batch, *shape)."""
-        return vector[..., self.start : self.stop].reshape(vector.shape[:-1] + self.shape)
-
-
 class LogDensity:
     """The unnormalised log posterior density of a pair on data, over unconstrained vectors.
 
     Each continuous latent site has a block of the vector, mapped to the site's support by
-    `torch.distributions.biject_to`, whose log-Jacobian is part of the density. Discrete latent
-    sites are summed out exactly. The pair's parameters are constants.
+    `bijection_to`, whose log-Jacobian is part of the density. Discrete latent sites are summed out
+    exactly. The pair's parameters are constants.
 
     Args:
         pair: The pair, or a Pyro function; a copy of it is cast and used.
@@ -81,9 +53,10 @@ class LogDensity:
             those of a posterior did.
 
     Raises:
-        SiteError: If a support has no bijection, a discrete site has infinitely many values, or a
-            tensor of another dtype takes part.
-        ValueError: If the model has no continuous latent site or subsamples its data.
+        SiteError: If a support has no bijection, a discrete site has infinitely many values, a
+            site is sampled in some runs only, or a tensor of another dtype takes part.
+        ValueError: If the model has no continuous latent site, subsamples its data, or cannot be
+            run on all values of its discrete latents at once.
 
     Example:
         >>> import pyro, torch
@@ -120,6 +93,8 @@ class LogDensity:
         if self.dim == 0:
             raise ValueError(nothing_to_infer(self.pair, "continuous latent"))
         self._enumerated_below = enumeration_dim(self.model_sites)
+        with isolated(0, dtype):
+            self._check_enumeration()
         self._batchable: bool | None = None  # not known yet
 
     @property
@@ -165,9 +140,10 @@ class LogDensity:
     def _log_prob(
         self, vector: torch.Tensor, data: Mapping[str, Any], handlers: tuple[Messenger, ...]
     ) -> torch.Tensor:
-        substitute = _Substitute(self.blocks, vector)
+        substitute = Substitute(self.blocks, vector)
         with default_dtype(self.dtype), unchecked(), AnswerParams(self.pair), _Under(handlers):
             value = log_joint(model_of(self.pair), data, substitute, self._enumerated_below)
+        substitute.check_complete()
         return value + substitute.log_jacobian
 
     def log_prob_by_site(self, vector: torch.Tensor) -> dict[str, float]:
@@ -176,7 +152,7 @@ class LogDensity:
         Args:
             vector: An unconstrained vector, (dim,).
         """
-        substitute, terms = _Substitute(self.blocks, vector), _Sum()
+        substitute, terms = Substitute(self.blocks, vector), _Sum()
         with torch.no_grad(), default_dtype(self.dtype), unchecked(), AnswerParams(self.pair):
             with terms, substitute:
                 model_of(self.pair)(**self.data)
@@ -230,7 +206,7 @@ class LogDensity:
         assert batch is not None
 
         def flatten(one: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            inverse = _Invert(self.blocks, one)
+            inverse = Invert(self.blocks, one)
             with default_dtype(self.dtype), unchecked(), torch.no_grad():
                 with AnswerParams(self.pair), inverse:
                     model_of(self.pair)(**self.data)
@@ -245,7 +221,7 @@ class LogDensity:
         return vectors.reshape(*batch, self.dim).to(self.device)
 
     def _run(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
-        substitute = _Substitute(self.blocks, vector)
+        substitute = Substitute(self.blocks, vector)
         with torch.no_grad(), default_dtype(self.dtype), unchecked(), AnswerParams(self.pair):
             with substitute:
                 model_of(self.pair)(**self.data)
@@ -256,7 +232,7 @@ class LogDensity:
         again = trace_sites(self.pair, self.data)
         blocks: dict[str, Block] = {}
         start = 0
-        for name, site in self.model_sites.items():
+        for name, site in (again | self.model_sites).items():
             for plate in site.plates:
                 if plate.size != plate.full_size:
                     msg = (
@@ -266,99 +242,53 @@ class LogDensity:
                     raise ValueError(msg)
             if site.kind == "discrete" and not site.enumerable:
                 raise not_enumerable(site)
-            if site.kind != "latent":
+            if site.kind not in ("latent", "discrete"):
                 continue
-            if name not in again or again[name].shape != site.shape:
+            if name not in self.model_sites or name not in again:
+                raise comes_and_goes(name)
+            if site.kind == "discrete":
+                continue
+            if again[name].shape != site.shape:
                 raise SiteError(
                     name,
-                    expected="the same sites and shapes in every run of the model",
-                    got="a site that comes, goes or changes its shape",
+                    expected="the same shape in every run of the model",
+                    got=f"{site.shape} and {again[name].shape}",
                     remedy="Make the structure independent of drawn values.",
                 )
-            bijection = _bijection(site)
+            bijection = site_bijection(name, site.support, site.shape, site.distribution)
             shape = tuple(bijection.inverse_shape(torch.Size(site.shape)))
-            static = _same_support(site.support, again[name].support)
+            static = same_support(site.support, again[name].support)
             block = Block(site, shape, start, bijection if static else None)
             blocks[name] = block
             start = block.stop
         return blocks
 
-
-def _bijection(site: Site) -> Any:
-    try:
-        return biject_to(site.support)
-    except NotImplementedError as error:
-        raise SiteError(
-            site.name,
-            expected="a support with a bijection from unconstrained space",
-            got=f"{site.distribution} on {site.support}",
-            remedy="Parametrise it by sites on real, positive, interval, simplex, ordered or "
-            "correlation-Cholesky supports.",
-        ) from error
-
-
-def _same_support(a: constraints.Constraint, b: constraints.Constraint) -> bool:
-    """Return whether two runs gave a site the same support, bounds included."""
-    if type(a) is not type(b):
-        return False
-    left, right = vars(a), vars(b)
-    for name in left:
-        x, y = left[name], right.get(name)
-        if isinstance(x, constraints.Constraint) and isinstance(y, constraints.Constraint):
-            same = _same_support(x, y)
-        elif isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
-            same = x.shape == y.shape and bool(torch.equal(x, y))
-        else:
-            same = type(x) is type(y) and bool(x == y) if not isinstance(x, torch.Tensor) else False
-        if not same:
-            return False
-    return True
-
-
-class _Substitute(Messenger):
-    """Gives latent sites their values from a vector and adds up the log-Jacobian."""
-
-    def __init__(self, blocks: Mapping[str, Block], vector: torch.Tensor) -> None:
-        super().__init__()
-        self.blocks = blocks
-        self.vector = vector
-        self.values: dict[str, torch.Tensor] = {}
-        self.log_jacobian: torch.Tensor | float = 0.0
-
-    def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        block = self.blocks.get(msg["name"])
-        if block is None:
+    def _check_enumeration(self) -> None:
+        """Run the model with its discrete latents summed out, once, to see that it can be."""
+        if self._enumerated_below is None:
             return
-        bijection = block.bijection_at(msg)
-        unconstrained = block.read(self.vector)
-        value = bijection(unconstrained)
-        # An empty composition is the identity. A domain or codomain cannot tell: PyTorch calls that
-        # of a positive support real.
-        if getattr(bijection, "parts", bijection):
-            jacobian = bijection.log_abs_det_jacobian(unconstrained, value)
-            self.log_jacobian = self.log_jacobian + jacobian.sum()
-        self.values[msg["name"]] = value
-        msg["value"] = value
-        msg["done"] = True
-
-
-class _Invert(Messenger):
-    """Finds the unconstrained values of latent sites, each at its site."""
-
-    def __init__(self, blocks: Mapping[str, Block], values: Mapping[str, torch.Tensor]) -> None:
-        super().__init__()
-        self.blocks = blocks
-        self.values = values
-        self.parts: dict[str, torch.Tensor] = {}
-
-    def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        block = self.blocks.get(msg["name"])
-        if block is None:
-            return
-        bijection = block.bijection_at(msg)
-        msg["value"] = self.values[msg["name"]]
-        msg["done"] = True
-        self.parts[msg["name"]] = bijection.inv(msg["value"])
+        values = Replay({name: site.value for name, site in self.sites.items()})
+        try:
+            with torch.no_grad(), unchecked(), AnswerParams(self.pair):
+                run = run_enumerated(model_of(self.pair), self.data, self._enumerated_below, values)
+                run.log_joint()
+        except NotImplementedError:  # plates that are no tree, which Pyro explains
+            raise
+        except (RuntimeError, IndexError, TypeError) as error:
+            msg = (
+                "the model does not run on all values of its discrete latents at once, each on an "
+                f"axis of its own in front: {error}\nIndex tables by Vindex(table)[k] of "
+                "pyro.ops.indexing, choose by torch.where, and do not branch on their values."
+            )
+            raise ValueError(msg) from error
+        for name, site in self.sites.items():
+            if most_axes(run.messages[name]["fn"].support) > len(site.shape):
+                raise SiteError(
+                    name,
+                    expected="one support, whatever the discrete latents are",
+                    got=f"{site.distribution} on bounds that depend on them",
+                    remedy="Scale and shift a site of fixed bounds instead.",
+                )
 
 
 class _Sum(Messenger):
@@ -390,13 +320,6 @@ class _Under:
             handler.__exit__(*error)
 
 
-def enumeration_dim(sites: Mapping[str, Site]) -> int | None:
-    """Return the first batch axis that plates leave free to discrete latents, None without any."""
-    if not any(site.kind == "discrete" for site in sites.values()):
-        return None
-    return min((p.dim for s in sites.values() for p in s.plates if p.dim), default=0) - 1
-
-
 def log_joint(
     model: Callable[..., Any],
     data: Mapping[str, Any],
@@ -415,55 +338,8 @@ def log_joint(
         A 0-dimensional tensor, each site scaled and masked, discrete latents summed out.
     """
     if enumerated_below is not None:
-        return _enumerated_log_joint(model, data, substitute, enumerated_below)
+        return run_enumerated(model, data, enumerated_below, substitute).log_joint()
     terms = _Sum()
     with terms, substitute:
         model(**data)
     return torch.stack([term.sum() for term in terms.by_site.values()]).sum()
-
-
-def _enumerated_log_joint(
-    model: Callable[..., Any], data: Mapping[str, Any], substitute: Messenger, first_dim: int
-) -> torch.Tensor:
-    """Sum discrete sites out by message passing, scales applied outside of the logarithm.
-
-    A scaled plate raises its marginal likelihood to a power, so that the scale belongs outside of
-    the sum over the discrete sites, as in the enumerated ELBO (Obermeyer et al. 2019, Tensor
-    Variable Elimination for Plated Factor Graphs, arXiv:1902.03210).
-    """
-    summed_out: Any = poutine.enum(enumerated(model), first_available_dim=first_dim)
-    with substitute:
-        trace = poutine.trace(summed_out).get_trace(**data)
-    trace.compute_log_prob()
-    trace.pack_tensors()
-    enum_dims = set(trace.symbol_to_dim) - set(trace.plate_to_symbol.values())
-    total: torch.Tensor | float = 0.0
-    factors: OrderedDict[frozenset[str], list[torch.Tensor]] = OrderedDict()
-    scales: list[Any] = []
-    for site in trace.nodes.values():
-        if site["type"] != "sample" or kind_of(site) in ("subsample", "deterministic"):
-            continue
-        if enum_dims.isdisjoint(site["packed"]["log_prob"]._pyro_dims):
-            total = total + site["packed"]["log_prob"].sum()
-            continue
-        ordinal = frozenset(
-            trace.plate_to_symbol[f.name] for f in site["cond_indep_stack"] if f.vectorized
-        )
-        term = packed.scale_and_mask(
-            site["packed"]["unscaled_log_prob"], mask=site["packed"]["mask"]
-        )
-        factors.setdefault(ordinal, []).append(term)
-        scales.append(site["scale"])
-    if factors:
-        for terms in contract_tensor_tree(factors, enum_dims, cache={}).values():
-            for term in terms:
-                total = total + _common(scales) * term.sum()
-    assert isinstance(total, torch.Tensor)
-    return total
-
-
-def _common(scales: list[Any]) -> Any:
-    if any(not bool(torch.as_tensor(scale == scales[0]).all()) for scale in scales[1:]):
-        msg = "sites that depend on one discrete latent are scaled differently: scale them alike."
-        raise ValueError(msg)
-    return scales[0]

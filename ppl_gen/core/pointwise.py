@@ -10,11 +10,12 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import nn
 
+from ppl_gen.core.discrete import enumerating, enumeration_dim
 from ppl_gen.core.pair import model_of
 from ppl_gen.core.params import AnswerParams
 from ppl_gen.core.replay import Replay
 from ppl_gen.core.scope import unchecked
-from ppl_gen.core.structure import Site, enumerated, kind_of
+from ppl_gen.core.structure import Site, kind_of
 
 __all__ = ["pointwise_log_likelihood"]
 
@@ -42,10 +43,11 @@ def pointwise_log_likelihood(
     discrete = [site for site in sites.values() if site.kind == "discrete"]
     observed = [site for site in sites.values() if site.kind == "observed"]
     _check_pointwise(discrete, observed)
-    nesting = -min((p.dim for s in sites.values() for p in s.plates if p.dim), default=0)
     model = model_of(pair)
-    if discrete:
-        model = poutine.enum(enumerated(model), first_available_dim=-1 - nesting)
+    first_dim = enumeration_dim(sites)
+    nesting = 0 if first_dim is None else -1 - first_dim
+    if first_dim is not None:
+        model = enumerating(model, first_dim)
     with torch.no_grad(), unchecked(), AnswerParams(pair), Replay(values):
         trace = poutine.trace(model).get_trace(**data)
     prior: torch.Tensor | float = 0.0
@@ -77,7 +79,10 @@ def _check_pointwise(discrete: list[Site], observed: list[Site]) -> None:
     if len(observed) > 1:
         msg = f"the observed sites share the discrete latents {names}: there is no pointwise term."
         raise ValueError(msg)
-    plates = {plate.name for plate in observed[0].plates}
-    if any({plate.name for plate in site.plates} != plates for site in discrete):
+
+    def rows(site: Site) -> tuple[set[str], tuple[int, ...]]:
+        return {p.name for p in site.plates}, site.shape[: len(site.shape) - site.event_dim]
+
+    if any(rows(site) != rows(observed[0]) for site in discrete):
         msg = f"the discrete latents {names} tie observations together: there is no pointwise term."
         raise ValueError(msg)

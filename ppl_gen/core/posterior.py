@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ppl_gen.core.arguments import bind, move, num_bytes
+from ppl_gen.core.discrete import dependent_on_discrete, draw_discrete
 from ppl_gen.core.draws import map_draws
 from ppl_gen.core.errors import SiteError, check_count, did_you_mean
 from ppl_gen.core.method import GuideDraws
@@ -20,7 +21,7 @@ from ppl_gen.core.pair import cast, model_of, own_copy, prepare
 from ppl_gen.core.params import AnswerParams
 from ppl_gen.core.replay import Replay
 from ppl_gen.core.scope import isolated, unchecked
-from ppl_gen.core.structure import Site, StartValues, Unobserve, dependent_on_discrete, trace_sites
+from ppl_gen.core.structure import Site, StartValues, Unobserve, drawing, trace_sites
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +40,7 @@ class Posterior:
     Args:
         draws: Draws of latent and deterministic sites by name, (chain, draw, *site), on the CPU.
             Discrete latents that were summed out have none, nor have deterministic sites that
-            follow from them.
+            follow from them: `discrete()` draws both.
         latents: Names of the latent sites among them.
         observed: Names of the observed sites.
         pair: The trained copy of the pair; None for one loaded without it.
@@ -154,6 +155,13 @@ class Posterior:
     ) -> Draws:
         """Draw observed sites from the posterior predictive distribution.
 
+        Discrete latents that were summed out take part in one of two ways. One that is in the same
+        plates as every observed site belongs to a row: it is drawn anew from its distribution
+        given the other latents, as for a new row, also for the posterior's own data. Any other,
+        such as one outside of all plates, is shared by observations: it is drawn from its
+        posterior, as `discrete` does, whatever data are predicted. Longer data thus continue a
+        hidden Markov chain.
+
         Args:
             data: New data by the names of the model's arguments, observed values left out (or
                 given, and then not looked at); None takes the posterior's own data.
@@ -165,21 +173,78 @@ class Posterior:
 
         Raises:
             SiteError: If a latent site has another shape on the new data.
-            ValueError: If the pair or the data is missing.
+            ValueError: If the pair or the data is missing, or a latent shared by observations
+                has to be drawn and the posterior holds no data of its own.
         """
         source = self._with_local_draws(data, draws, seed)
         with isolated(seed, self._dtype):
             pair, bound = source._prepared(data)
             sites = trace_sites(pair, bound, "model", Unobserve())
             latents = source._latents_for(sites)
-            _refuse_shared_discrete(sites)
             thinned = {name: _thin(source.draws[name], draws) for name in latents}
+            shared = [name for name in _shared_discrete(sites) if name not in latents]
+            if shared:
+                if source is not self and data is not None:
+                    msg = (
+                        f"'{shared[0]}' is shared by rows of the data fitted to, and the latents "
+                        "of those rows are not kept: predict the posterior's own data."
+                    )
+                    raise ValueError(msg)
+                drawn = source._draw_discrete(draws)
+                thinned |= {name: drawn[name] for name in shared if name in drawn}
+                _check_shapes(thinned, sites)
             wanted = [name for name in sites if name in self.observed]
             return source._map(
                 lambda values: _run(pair, bound, values, wanted, unobserve=True),
                 thinned,
                 draws,
             )
+
+    def discrete(self, draws: int | None = None, seed: int = 0) -> Draws:
+        """Draw the discrete latent sites that were summed out, given the posterior's own data.
+
+        They are drawn from their exact joint distribution given the other latents of each draw,
+        so that together with those they are draws of the full posterior. Deterministic sites that
+        follow from them are returned with them.
+
+        Args:
+            draws: Number of draws in each chain, spread evenly over the stored ones; None: all.
+            seed: Seed of the draws.
+
+        Returns:
+            Draws of each site, (chain, draw, *site).
+
+        Raises:
+            ValueError: If no discrete latent was summed out, or the pair or the data is missing.
+
+        References:
+            Scott, Bayesian methods for hidden Markov models: recursive computing in the 21st
+            century (2002), Journal of the American Statistical Association 97, 337-351; for plates
+            Obermeyer et al., Tensor variable elimination for plated factor graphs (2019),
+            arXiv:1902.03210.
+        """
+        source = self._with_local_draws(None, draws, seed)
+        with isolated(seed, self._dtype):
+            return source._draw_discrete(draws)
+
+    def _draw_discrete(self, count: int | None) -> Draws:
+        pair, data = self._prepared(None)
+        sites = trace_sites(pair, data)
+        latents = self._latents_for(sites)
+        if all(site.kind != "discrete" or name in latents for name, site in sites.items()):
+            msg = "the model has no discrete latents that were summed out: see posterior.draws."
+            raise ValueError(msg)
+        if not latents:
+            msg = "the posterior holds no draws of the other latents, which discrete() needs."
+            raise ValueError(msg)
+        thinned = {name: _thin(self.draws[name], count) for name in latents}
+        shape = next(iter(thinned.values())).shape[:2]
+        flat = {name: value.flatten(0, 1) for name, value in thinned.items()}
+        drawn = draw_discrete(pair, data, sites, flat)
+        follow = [n for n, s in sites.items() if s.kind == "deterministic" and n not in self.draws]
+        if follow:
+            drawn |= map_draws(lambda values: _run(pair, data, values, follow), flat | drawn)
+        return {name: value.reshape(*shape, *value.shape[1:]) for name, value in drawn.items()}
 
     def prior(
         self, draws: int = 500, seed: int = 0, data: Mapping[str, Any] | None = None
@@ -321,16 +386,7 @@ class Posterior:
     def _latents_for(self, sites: Mapping[str, Any]) -> list[str]:
         """Return the drawn latents that a run of the model has, with their shapes checked."""
         names = [name for name in self.latents if name in sites]
-        for name in names:
-            expected, got = tuple(self.draws[name].shape[2:]), sites[name].shape
-            if expected != got:
-                raise SiteError(
-                    name,
-                    expected=f"shape {expected}, as it was fitted",
-                    got=f"shape {got} on this data",
-                    remedy="A site for each row belongs to the rows it was fitted on: give data of "
-                    "the same length. For any other site the pair is not the one that was fitted.",
-                )
+        _check_shapes({name: self.draws[name] for name in names}, sites)
         return names
 
     def _with_local_draws(
@@ -395,20 +451,29 @@ def assemble(posterior: Posterior) -> Posterior:
     )
 
 
-def _refuse_shared_discrete(sites: Mapping[str, Site]) -> None:
-    """Refuse to predict where a summed-out discrete latent is known from several observations."""
-    for site in sites.values():
-        for other in sites.values():
-            apart = {p.name for p in other.plates} != {p.name for p in site.plates}
-            if site.kind == "discrete" and other.kind == "observed" and apart:
-                raise SiteError(
-                    site.name,
-                    expected="discrete latents that belong to one observation each, to predict",
-                    got=f"one in plates {[p.name for p in site.plates]} for the observed site "
-                    f"'{other.name}' in {[p.name for p in other.plates]}",
-                    remedy="It was summed out, and its posterior is not kept: draw it by "
-                    "pyro.infer.infer_discrete, or predict from the draws of the other sites.",
-                )
+def _shared_discrete(sites: Mapping[str, Site]) -> list[str]:
+    """Return the discrete latents that do not belong to one row of the data each."""
+    rows = [{p.name for p in s.plates} for s in sites.values() if s.kind == "observed"]
+    return [
+        name
+        for name, site in sites.items()
+        if site.kind == "discrete"
+        and (not site.plates or any({p.name for p in site.plates} != row for row in rows))
+    ]
+
+
+def _check_shapes(draws: Draws, sites: Mapping[str, Site]) -> None:
+    """Refuse draws of latent sites that have other shapes in a run of the model."""
+    for name, value in draws.items():
+        expected, got = tuple(value.shape[2:]), sites[name].shape
+        if expected != got:
+            raise SiteError(
+                name,
+                expected=f"shape {expected}, as it was fitted",
+                got=f"shape {got} on this data",
+                remedy="A site for each row belongs to the rows it was fitted on: give data of "
+                "the same length. For any other site the pair is not the one that was fitted.",
+            )
 
 
 def _first_rows(posterior: Posterior) -> dict[str, Any]:
@@ -443,6 +508,7 @@ def _run(
     """Run the model at given latent values and return the values of the sites wanted."""
     replay = Replay(values, wanted)
     unobserved = Unobserve() if unobserve else contextlib.nullcontext()
-    with torch.no_grad(), unchecked(), AnswerParams(pair), replay, StartValues(), unobserved:
-        model_of(pair)(**data)
+    with torch.no_grad(), unchecked(), drawing(), AnswerParams(pair), replay:
+        with StartValues(), unobserved:
+            model_of(pair)(**data)
     return replay.found

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import nn
-from torch.distributions import biject_to, constraints
 
 from ppl_gen.core.arguments import lengths
+from ppl_gen.core.bijections import bijection_to
 from ppl_gen.core.errors import SiteError
-from ppl_gen.core.pair import model_of
 from ppl_gen.core.params import AnswerParams
 
 __all__ = [
@@ -26,10 +28,11 @@ __all__ = [
     "Site",
     "StartValues",
     "Unobserve",
-    "dependent_on_discrete",
+    "drawing",
     "enumerated",
     "kind_of",
     "not_enumerable",
+    "site_bijection",
     "trace_sites",
 ]
 
@@ -140,23 +143,6 @@ def _sum_out(msg: Any) -> Any:
     return {"enumerate": "parallel", "num_samples": None, "expand": expand}
 
 
-def dependent_on_discrete(pair: nn.Module, data: Mapping[str, Any], names: list[str]) -> set[str]:
-    """Return which of a model's sites have values that depend on its discrete latents.
-
-    Args:
-        pair: The pair.
-        data: The data, prepared.
-        names: Names of the sites to look at.
-    """
-    sites = trace_sites(pair, data)
-    first_dim = min((p.dim for s in sites.values() for p in s.plates if p.dim), default=0) - 1
-    # Site values are aligned to the right of a discrete latent's own axis, left of all plates.
-    with torch.no_grad(), AnswerParams(pair), StartValues():
-        summed_out: Any = poutine.enum(enumerated(model_of(pair)), first_available_dim=first_dim)
-        nodes: Any = poutine.trace(summed_out).get_trace(**data).nodes
-    return {name for name in names if tuple(nodes[name]["value"].shape) != sites[name].shape}
-
-
 def not_enumerable(site: Site) -> SiteError:
     """Return the error for a discrete latent site that cannot be summed out."""
     return SiteError(
@@ -183,20 +169,66 @@ def nothing_to_infer(pair: nn.Module, what: str) -> str:
     return text
 
 
+def site_bijection(
+    name: str, support: constraints.Constraint, shape: Sequence[int], distribution: str
+) -> Any:
+    """Return the bijection from unconstrained space to the support of a site.
+
+    Args:
+        name: Name of the site.
+        support: Its support.
+        shape: Shape of its value.
+        distribution: The distribution's name, for the message.
+
+    Raises:
+        SiteError: If there is none.
+    """
+    try:
+        return bijection_to(support, shape)
+    except NotImplementedError as error:
+        if type(support) is type(constraints.sphere):
+            remedy = (
+                "Sample a standard normal vector x, and use its direction, x / x.norm(); weigh it "
+                "by pyro.factor where it is not uniform."
+            )
+        else:
+            remedy = (
+                "Parametrise it by sites on real, positive, interval, simplex, ordered, "
+                "triangular, correlation or positive definite supports."
+            )
+        raise SiteError(
+            name,
+            expected="a support with a bijection from unconstrained space",
+            got=f"{distribution} on {support}: {error}",
+            remedy=remedy,
+        ) from error
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Silence a warning inside the block: PyTorch takes good draws of a Wishart for singular."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Singular sample detected")
+        yield
+
+
 class StartValues(Messenger):
     """Gives latent sites values to start from, in torch's default dtype.
 
-    Improper priors, which have nothing to sample from, get a value inside their support. A prior
-    made beforehand, such as that of a `PyroSample`, draws in the dtype that it was made in.
+    Improper priors and densities without a sampler get a value inside their support. A prior made
+    beforehand, such as that of a `PyroSample`, draws in the dtype that it was made in.
     """
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if msg["value"] is not None or msg["is_observed"]:
             return
-        if isinstance(_base(msg["fn"]), dist.ImproperUniform):
-            bijection = biject_to(msg["fn"].support)
-            shape = bijection.inverse_shape(msg["fn"].batch_shape + msg["fn"].event_shape)
-            msg["value"] = bijection(torch.empty(shape).uniform_(-2.0, 2.0))
+        function = _base(msg["fn"])
+        if _has_no_sampler(function):
+            shape = msg["fn"].batch_shape + msg["fn"].event_shape
+            name = type(function).__name__
+            bijection = site_bijection(msg["name"], msg["fn"].support, shape, name)
+            unconstrained = torch.empty(bijection.inverse_shape(shape)).uniform_(-2.0, 2.0)
+            msg["value"] = bijection(unconstrained)
             msg["done"] = True
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
@@ -205,6 +237,14 @@ class StartValues(Messenger):
             return
         if value.is_floating_point() and value.dtype != torch.get_default_dtype():
             msg["value"] = value.to(torch.get_default_dtype())
+
+
+def _has_no_sampler(function: Any) -> bool:
+    if isinstance(function, dist.ImproperUniform):
+        return True
+    kind: Any = type(function)
+    plain = torch.distributions.Distribution
+    return issubclass(kind, plain) and kind.sample is plain.sample and kind.rsample is plain.rsample
 
 
 class Unobserve(Messenger):
@@ -346,7 +386,7 @@ def trace_sites(
     """
     function: Callable[..., Any] = getattr(pair, part)
     record = _Record()
-    with torch.no_grad(), AnswerParams(pair), record, StartValues():
+    with torch.no_grad(), drawing(), AnswerParams(pair), record, StartValues():
         try:
             _under(handlers, function, data)
         except (RuntimeError, ValueError, IndexError, TypeError, ZeroDivisionError) as error:

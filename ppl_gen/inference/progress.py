@@ -51,7 +51,16 @@ class ProgressBar:
         Args:
             status: What to show beside the bar, such as the loss.
         """
-        self.done += 1
+        self.update(self.done + 1, status)
+
+    def update(self, done: int, status: str = "") -> None:
+        """Set the number of steps made.
+
+        Args:
+            done: Number of steps.
+            status: What to show beside the bar.
+        """
+        self.done = done
         if not self.enabled:
             return
         now = time.monotonic()

@@ -270,20 +270,6 @@ def test_latents_of_a_plate_that_draws_its_own_rows_are_not_stored() -> None:
     assert result.elbo is None
 
 
-def test_a_discrete_latent_shared_by_observations_cannot_be_predicted_from() -> None:
-    """It was summed out: drawing it from its prior would forget what the data say of it."""
-
-    def model(y: torch.Tensor) -> None:
-        k = pyro.sample("k", dist.Bernoulli(0.5))
-        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
-        with pyro.plate("data", len(y)):
-            pyro.sample("y", dist.Normal(mean + 10 * k, 1.0), obs=y)
-
-    result = fit(model, {"y": 10 + Y}, SVI(steps=5, draws=5), progress=False)
-    with pytest.raises(SiteError, match=r"'k'.*belong to one observation each"):
-        result.predict()
-
-
 def test_draws_that_are_local_are_hinted_at() -> None:
     method = SVI(guide="pair", batch_size=4, epochs=1)
     result = fit(Local(), {"y": torch.ones(9)}, method, progress=False)

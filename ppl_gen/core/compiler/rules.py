@@ -448,7 +448,7 @@ def _interpolate(lowering: _Lowering, operation: Operation) -> None:
 @_rules("softplus")
 def _softplus(lowering: _Lowering, operation: Operation) -> None:
     x, beta, threshold = [*operation.args, *(1, 20)[len(operation.args) - 1 :]]
-    lowering.loop(_target(operation), "v_softplus({0}, {1}, {2})", x, beta, threshold)
+    lowering.loop(_target(operation), f"v_softplus({{0}}, {float(beta)}, {float(threshold)})", x)
 
 
 @_rules("softplus_backward")

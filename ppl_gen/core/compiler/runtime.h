@@ -217,6 +217,12 @@ LOOP1(sqrt)
 LOOP1(nearbyint)
 LOOP1(fabs)
 
+FN dvec d_fma(dvec x, dvec y, dvec z) {
+    dvec r;
+    EACH(l, LANES) r[l] = __builtin_fma(x[l], y[l], z[l]);
+    return r;
+}
+
 // glibc's libmvec: all values within 4 ulp, special values as in libm (both tested). Elsewhere a
 // loop over libm.
 #if defined(__x86_64__) && defined(__GLIBC__)
@@ -346,30 +352,30 @@ BIG dvec d_lgamma(dvec x) {
         0.08333333333333333, -0.002777777777777778, 0.0007936507936507937, -0.0005952380952380953,
         0.0008417508417508417, -0.0019175269175269176, 0.00641025641025641, -0.029550653594771242};
     const double pi = 3.141592653589793;
-    dvec a = d_fabs(x), t = a - 2, product = d_splat(1);
+    dvec a = d_fabs(x), one = d_splat(1);
     dmask far = a >= 7.5, middle = a < 1.5, tiny = a < 0.5;
-    EACH(i, 5) {
-        dmask above = t >= 0.5;
-        product = above ? product * (t + 1) : product;
-        t = above ? t - 1 : t;
-    }
-    t = tiny ? x : (middle ? a - 1 : t);
+    dvec steps = d_nearbyint(a - 2), y = a - steps;  // y = 2 + t
+    dvec product = (steps > 0 ? y : one) * (steps > 1 ? y + 1 : one);
+    product *= (steps > 2 ? y + 2 : one) * (steps > 3 ? y + 3 : one);
+    product *= steps > 4 ? y + 4 : one;
     product = tiny ? d_fabs(x * (x + 1)) : (middle ? a : product);
+    dvec t = tiny ? x : (middle ? a - 1 : y - 2);
     dvec log = d_log(far ? a : product);
     dvec near = t * d_poly(t, s, 18) + (middle ? -log : log);
     dvec i = 1 / a;
-    dvec r = far ? (a - 0.5) * (log - 1) + (i * d_poly(i * i, stirling, 8) - 0.08106146679532726)
+    dvec r = far ? (a - 0.5) * (log - 1) + (i * d_poly(i * i, stirling, 8) + 0.4189385332046727)
                  : near;
     dmask negative = x <= -0.5;
     if (d_any(negative)) {
         dvec sine = d_fabs(d_sin(pi * (a - d_nearbyint(a))));
         r = negative ? d_log(pi / (a * sine)) - r : r;
+        r = (negative & (a > 4.5e15)) ? d_splat(INF) : r;  // integers, all of them poles
     }
-    return a == INF ? a : r;
+    return r;
 }
 
-// The derivative of log Gamma(x): eight steps of the recurrence up to x >= 8 as one fraction,
-// then the asymptotic series; reflection for x < 0. Error: a few ulp of max(1, |result|).
+// The derivative of log Gamma(x): below 8, eight steps of the recurrence as one fraction; from
+// there on, the asymptotic series; reflection for x < 0. Error: a few ulp of max(1, |result|).
 BIG dvec d_digamma(dvec x) {
     static const double c[] = {
         0.08333333333333333, -0.008333333333333333, 0.003968253968253968, -0.004166666666666667,
@@ -377,12 +383,12 @@ BIG dvec d_digamma(dvec x) {
         3.0539543302701198, -26.456212121212122};
     const double pi = 3.141592653589793;
     dmask negative = x < 0;
-    dvec y = negative ? 1 - x : x, numerator{}, denominator = d_splat(1);
+    dvec y = negative ? 1 - x : x;
     dmask small = y < 8;
-    EACH(i, 8) {
-        numerator = numerator * (y + i) + denominator;
-        denominator *= y + i;
-    }
+    // 1 / (y + i) + 1 / (y + 7 - i) = (2 y + 7) / (u + i (7 - i)).
+    dvec u = y * (y + 7), outer = u * (u + 6), inner = (u + 10) * (u + 12);
+    dvec numerator = (2 * y + 7) * ((2 * u + 6) * inner + (2 * u + 22) * outer);
+    dvec denominator = outer * inner;
     dvec w = small ? y + 8 : y, i = 1 / w, z = i * i;
     dvec r = d_log(w) - (0.5 * i + z * d_poly(z, c, 10));
     r = small ? r - numerator / denominator : r;
@@ -401,10 +407,10 @@ BIG dvec d_trigamma(dvec x) {
         54.971177944862156, -529.1242424242424};
     const double pi = 3.141592653589793;
     dmask negative = x < 0;
-    dvec y = negative ? 1 - x : x, numerator{}, denominator = d_splat(1);
+    dvec y = negative ? 1 - x : x, numerator = d_splat(1), denominator = y * y;
     dmask small = y < 8;
-    EACH(i, 8) {
-        dvec square = (y + i) * (y + i);
+    EACH(i, 7) {
+        dvec square = (y + (i + 1)) * (y + (i + 1));
         numerator = numerator * square + denominator;
         denominator *= square;
     }
@@ -419,7 +425,7 @@ BIG dvec d_trigamma(dvec x) {
 }
 
 // The n-th derivative of digamma: (-1)^(n + 1) n! zeta(n + 1, x), Hurwitz's zeta by the recurrence
-// up to x >= 10 (from below zero, too) and Euler-Maclaurin summation from there on.
+// up to x >= 10 + n (from below zero, too) and Euler-Maclaurin summation from there on.
 BIG dvec d_polygamma(int n, dvec x) {
     static const double c[] = {
         0.08333333333333333, -0.001388888888888889, 3.306878306878307e-05, -8.267195767195768e-07,
@@ -427,9 +433,10 @@ BIG dvec d_polygamma(int n, dvec x) {
         -3.3896802963225827e-13, 8.586062056277845e-15, -2.174868698558062e-16};
     if (n == 0) return d_digamma(x);
     if (n == 1) return d_trigamma(x);
+    const double enough = 10 + n;
     dvec sum{};
-    for (int i = 0; i < 1000 && d_any(x < 10); i++) {
-        dmask below = x < 10;
+    for (int i = 0; i < 1000 && d_any(x < enough); i++) {
+        dmask below = x < enough;
         sum = below ? sum + d_powi(x, -n - 1) : sum;
         x = below ? x + 1 : x;
     }
@@ -443,7 +450,7 @@ BIG dvec d_polygamma(int n, dvec x) {
     }
     for (int i = 2; i <= n; i++) factorial *= i;
     dvec r = sum * (n % 2 ? factorial : -factorial);
-    return x < 10 ? d_splat(NAN_) : r;
+    return x < enough ? d_splat(NAN_) : r;
 }
 
 // The normal quantile function, given p - 1/2 and the smaller of p and 1 - p. Wichura (1988),
@@ -491,9 +498,13 @@ FN dvec d_tail_series(dvec z) {
     static const double c[] = {-1, 3, -15, 105, -945, 10395, -135135, 2027025};
     return z * d_poly(z, c, 8);
 }
-// The logarithm of the normal distribution function.
+// The logarithm of the normal distribution function. The rounding error of |x| / sqrt(2), which
+// erfc magnifies, is computed and taken out to first order.
 BIG dvec d_log_ndtr(dvec x) {
-    dvec a = d_fabs(x), half = 0.5 * d_erfc(a * 0.7071067811865476);
+    const double root = 0.7071067811865476, root_error = -4.833646656726457e-17;
+    dvec a = d_fabs(x), b = a < 40 ? a : d_splat(40), y = b * root;
+    dvec error = d_fma(b, d_splat(root), -y) + b * root_error;
+    dvec half = 0.5 * d_erfc(y) * (1 - 2 * y * error);
     dvec log = d_log(x > -20 ? half : a);
     dvec tail = -0.5 * a * a - log - 0.9189385332046727 + d_log1p(d_tail_series(1 / (a * a)));
     dvec r = x > 0 ? d_log1p(-half) : (x > -20 ? log : tail);
@@ -501,8 +512,7 @@ BIG dvec d_log_ndtr(dvec x) {
 }
 // exp(x^2) erfc(x), the square in two parts, since exp magnifies its rounding error by x^2.
 BIG dvec d_erfcx(dvec x) {
-    dvec a = d_fabs(x), high = a * a, low;
-    EACH(l, LANES) low[l] = __builtin_fma(a[l], a[l], -high[l]);
+    dvec a = d_fabs(x), high = a * a, low = d_fma(a, a, -high);
     dvec e = d_exp(high) * (1 + low);
     dvec r = a < 20 ? e * d_erfc(a) : (1 + d_tail_series(0.5 / high)) * 0.5641895835477563 / a;
     return x < 0 ? (high < 1000 ? 2 * e - r : d_splat(INF)) : r;
@@ -713,15 +723,16 @@ BIG void matvec(vec* out, long os, const typename A::type* a, long ars, long acs
     if (m & 1) row_products<A, B, 1>(out + i * os, os, a + i * ars, ars, acs, b, bs, k, mode);
 }
 
-// out (m, n) = a (m, k) b (k, n), in blocks that stay in the first cache. The longer of m and n is
-// the one that matvec runs along. With k > 128 a sum is rounded into `out` after each 128 terms.
+// out (m, n) = a (m, k) b (k, n), in blocks of a that stay in the cache. The longer of m and n is
+// the one that matvec runs along. Sums longer than a block are gathered in `out`.
 template <class A, class B>
 BIG void matmul(vec* out, const typename A::type* a, long ars, long acs,
                 const typename B::type* b, long brs, long bcs, long m, long k, long n,
                 update mode = ASSIGN) {
-    const long block = 128;
     bool along_rows = m >= n;
     long length = along_rows ? m : n, width = along_rows ? n : m, p = 0;
+    long bytes = along_rows ? sizeof(typename A::type) : sizeof(typename B::type);
+    long block = bytes > 16 && width > 1 ? 16 : 128;
     do {
         long depth = k - p < block ? k - p : block;
         for (long i = 0; i < length; i += block) {

@@ -1,39 +1,41 @@
-"""Markov chain Monte Carlo: options of NUTS and HMC, and the driver of several chains."""
+"""The options of each MCMC method."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 
-from ppl_gen.core import LogDensity, Problem, Result
+from ppl_gen.core import Posterior, Problem, Result
 from ppl_gen.core.errors import check_count, unknown
-from ppl_gen.inference.progress import ProgressBar
-from ppl_gen.inference.start import is_finite_at, not_finite_at_start
+from ppl_gen.inference.mcmc.init import Init
+from ppl_gen.inference.mcmc.metric import Kind, Rule
+from ppl_gen.inference.mcmc.state import Kernel
 
-if TYPE_CHECKING:
-    from ppl_gen.inference.mcmc.pyro_kernels import Chain
+__all__ = ["HMC", "NUTS", "Chains", "RandomWalk"]
 
-__all__ = ["HMC", "NUTS"]
-
-_START_ATTEMPTS = 100
+Engine = Literal["compiled", "eager", "pyro"]
 
 
 @dataclass(frozen=True)
-class _ChainOptions:
-    """What all MCMC methods share."""
+class Chains:
+    """The options that all MCMC methods share."""
 
     chains: int = 4
     draws: int = 1000
     warmup: int = 1000
+    thinning: int = 1
     target_accept: float = 0.8
-    metric: Literal["diag", "dense"] = "diag"
+    metric: Kind = "diag"
+    adaptation: Rule = "fisher"
+    init: Init = "uniform"
     dtype: torch.dtype = torch.float64
-    engine: Literal["pyro"] = "pyro"
+    engine: Engine = "compiled"
 
-    positive: ClassVar[tuple[str, ...]] = ("chains", "draws", "warmup")
+    kernel: ClassVar[Kernel]
+    positive: ClassVar[tuple[str, ...]] = ("chains", "draws", "warmup", "thinning")
 
     def __post_init__(self) -> None:
         """Refuse options out of range."""
@@ -42,70 +44,55 @@ class _ChainOptions:
         if not 0 < self.target_accept < 1:
             msg = f"target_accept: expected a number between 0 and 1, got {self.target_accept}."
             raise ValueError(msg)
-        if self.metric not in ("diag", "dense"):
-            raise unknown("metric", self.metric, ("diag", "dense"))
-        if self.engine != "pyro":
-            raise unknown("engine", self.engine, ("pyro",))
+        choices = {
+            "metric": ("diag", "dense", "low_rank"),
+            "adaptation": ("fisher", "variance"),
+            "engine": ("compiled", "eager", "pyro"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise unknown(name, getattr(self, name), allowed)
+        if not isinstance(self.init, Posterior) and self.init not in ("uniform", "prior", "map"):
+            raise unknown("init", self.init, ("uniform", "prior", "map", "a posterior"))
+        if self.dtype not in (torch.float32, torch.float64):
+            msg = f"dtype: expected torch.float64 or torch.float32, got {self.dtype}."
+            raise ValueError(msg)
 
     @property
     def is_mcmc(self) -> bool:
         """Its draws are Markov chains."""
         return True
 
-    def chain(self, density: LogDensity, start: torch.Tensor) -> Chain:
-        """Return a chain of this method at a start point; subclasses write it."""
-        raise NotImplementedError
-
     def run(self, problem: Problem) -> Result:
-        """Run the chains side by side; see `ppl_gen.fit`."""
-        density = LogDensity(problem.pair, problem.data, dtype=self.dtype, device=problem.device)
-        chains = [self.chain(density, _start(density)) for _ in range(self.chains)]
-        vectors: list[torch.Tensor] = []
-        stats: list[dict[str, torch.Tensor]] = []
-        interrupted = False
-        total = self.warmup + self.draws
-        name = type(self).__name__
-        with ProgressBar(name, total, enabled=problem.progress) as bar:
-            try:
-                # All chains advance together, so that an interrupted run has whole chains.
-                for step in range(total):
-                    moves = [chain.advance() for chain in chains]
-                    if step >= self.warmup:
-                        vectors.append(torch.stack([vector for vector, _ in moves]))
-                        stats.append(_stack([statistics for _, statistics in moves]))
-                    bar.advance(_status(step < self.warmup, stats) if bar.due() else "")
-            except KeyboardInterrupt as stop:
-                if not vectors:
-                    msg = f"{name} was interrupted in warm-up: there are no draws to keep yet."
-                    raise KeyboardInterrupt(msg) from stop
-                interrupted = True
-                del vectors[len(stats) :]
-        draws = torch.stack(vectors, dim=1)
-        return Result(
-            draws=density.constrain(draws),
-            sample_stats={key: torch.stack([one[key] for one in stats], dim=1) for key in stats[0]},
-            data=density.data,
-            gradient_evaluations=sum(chain.gradient_evaluations for chain in chains),
-            interrupted=interrupted,
-            dtype=self.dtype,
-        )
+        """Run the chains; see `ppl_gen.fit`."""
+        from ppl_gen.inference.mcmc.run import run
+
+        return run(self, problem)
 
 
 @dataclass(frozen=True)
-class NUTS(_ChainOptions):
+class NUTS(Chains):
     """The No-U-Turn sampler, on any pair with continuous latents.
 
-    Multinomial NUTS; step size by dual averaging and the metric from draws during warm-up. All
-    parameters of the pair are constants.
+    Multinomial NUTS with the generalised criterion, many chains at once, none waiting for another.
+    The log density is compiled to machine code; where that is not possible, a warning says why and
+    the eager engine runs. All parameters of the pair are constants.
 
     Args:
         chains: Number of chains.
-        draws: Draws of each chain, after its warm-up.
-        warmup: Steps of warm-up, not kept.
+        draws: Draws of each chain that are kept, after its warm-up.
+        warmup: Transitions of warm-up, not kept: step size by dual averaging, and the metric.
+        thinning: Keep every so many-th draw.
         target_accept: Mean acceptance that the step size is tuned to.
-        metric: "diag" or "dense" inverse mass matrix.
-        dtype: What to compute in.
-        engine: "pyro": Pyro's own kernel.
+        metric: Form of the inverse mass matrix: "diag", "dense", or "low_rank": diagonal, but for
+            some directions.
+        adaptation: How the metric is estimated: "fisher", from draws and gradients, or "variance",
+            from draws alone.
+        init: Where chains start: "uniform" on (-2, 2) in each unconstrained coordinate, "prior",
+            "map" (near a mode), or a posterior: from its draws, with its covariance as the first
+            metric, so that a shorter warm-up suffices.
+        dtype: What the log density is computed in.
+        engine: "compiled", "eager": the same algorithm in PyTorch, or "pyro": Pyro's own kernel.
         max_tree_depth: At most 2**max_tree_depth - 1 leapfrog steps a draw.
 
     Raises:
@@ -113,7 +100,9 @@ class NUTS(_ChainOptions):
 
     References:
         Hoffman and Gelman (2014), The No-U-Turn Sampler, arXiv:1111.4246. Betancourt (2017), A
-        Conceptual Introduction to Hamiltonian Monte Carlo, arXiv:1701.02434.
+        Conceptual Introduction to Hamiltonian Monte Carlo, arXiv:1701.02434. Seyboldt, Carlson and
+        Carpenter (2026), Preconditioning Hamiltonian Monte Carlo by minimizing Fisher divergence,
+        arXiv:2603.18845.
 
     Example:
         >>> NUTS(chains=2, draws=500).warmup
@@ -122,41 +111,28 @@ class NUTS(_ChainOptions):
 
     max_tree_depth: int = 10
 
-    positive: ClassVar[tuple[str, ...]] = ("chains", "draws", "warmup", "max_tree_depth")
-
-    def chain(self, density: LogDensity, start: torch.Tensor) -> Chain:
-        """Return a NUTS chain at a start point."""
-        from pyro.infer import NUTS as PyroNUTS
-
-        from ppl_gen.inference.mcmc.pyro_kernels import Chain
-
-        return Chain(
-            density,
-            start,
-            self.warmup,
-            lambda potential: PyroNUTS(
-                potential_fn=potential,
-                target_accept_prob=self.target_accept,
-                full_mass=self.metric == "dense",
-                max_tree_depth=self.max_tree_depth,
-            ),
-        )
+    kernel: ClassVar[Kernel] = Kernel.NUTS
+    positive: ClassVar[tuple[str, ...]] = (*Chains.positive, "max_tree_depth")
 
 
 @dataclass(frozen=True)
-class HMC(_ChainOptions):
-    """Hamiltonian Monte Carlo with a fixed trajectory length, on any pair with continuous latents.
+class HMC(Chains):
+    """Hamiltonian Monte Carlo with paths of random length, on any pair with continuous latents.
 
     Args:
         chains: Number of chains.
-        draws: Draws of each chain, after its warm-up.
-        warmup: Steps of warm-up, not kept.
+        draws: Draws of each chain that are kept, after its warm-up.
+        warmup: Transitions of warm-up, not kept.
+        thinning: Keep every so many-th draw.
         target_accept: Mean acceptance that the step size is tuned to.
-        metric: "diag" or "dense" inverse mass matrix.
-        dtype: What to compute in.
-        engine: "pyro": Pyro's own kernel.
-        trajectory_length: Length of a trajectory, in units of the metric: step size times number
-            of leapfrog steps.
+        metric: As for `NUTS`.
+        adaptation: As for `NUTS`.
+        init: As for `NUTS`.
+        dtype: What the log density is computed in.
+        engine: As for `NUTS`; "pyro" has paths of fixed length.
+        trajectory_length: Mean length of a path, in units of the metric: step size times number of
+            leapfrog steps. Each path's is uniform between half and one and a half times that, so
+            that no coordinate comes back to where it was each time.
 
     Raises:
         ValueError: If an option is out of range.
@@ -171,6 +147,8 @@ class HMC(_ChainOptions):
 
     trajectory_length: float = math.pi / 2
 
+    kernel: ClassVar[Kernel] = Kernel.HMC
+
     def __post_init__(self) -> None:
         """Refuse options out of range."""
         super().__post_init__()
@@ -178,40 +156,46 @@ class HMC(_ChainOptions):
             msg = f"trajectory_length: expected a positive number, got {self.trajectory_length}."
             raise ValueError(msg)
 
-    def chain(self, density: LogDensity, start: torch.Tensor) -> Chain:
-        """Return an HMC chain at a start point."""
-        from pyro.infer import HMC as PyroHMC
 
-        from ppl_gen.inference.mcmc.pyro_kernels import Chain
+@dataclass(frozen=True)
+class RandomWalk(Chains):
+    """Random-walk Metropolis-Hastings with an adapted normal proposal.
 
-        return Chain(
-            density,
-            start,
-            self.warmup,
-            lambda potential: PyroHMC(
-                potential_fn=potential,
-                trajectory_length=self.trajectory_length,
-                target_accept_prob=self.target_accept,
-                full_mass=self.metric == "dense",
-            ),
-        )
+    For log densities without a useful gradient, and as a yardstick: in more than a few dimensions
+    it needs far more draws than `NUTS`.
 
+    Args:
+        chains: Number of chains.
+        draws: Draws of each chain that are kept, after its warm-up.
+        warmup: Transitions of warm-up, not kept: scale and covariance of the proposal.
+        thinning: Keep every so many-th draw.
+        target_accept: Mean acceptance that the scale of the proposal is tuned to.
+        metric: Form of the proposal's covariance, as for `NUTS`.
+        adaptation: "variance": from the draws.
+        init: As for `NUTS`.
+        dtype: What the log density is computed in.
+        engine: "compiled" or "eager".
 
-def _start(density: LogDensity) -> torch.Tensor:
-    """Return a start point of finite density, uniform on (-2, 2) in each coordinate."""
-    for _ in range(_START_ATTEMPTS):
-        point = 4 * torch.rand(density.dim, dtype=density.dtype, device=density.device) - 2
-        if is_finite_at(density, point):
-            return point
-    raise not_finite_at_start(density, point, _START_ATTEMPTS)
+    Raises:
+        ValueError: If an option is out of range.
 
+    References:
+        Roberts, Gelman and Gilks (1997), Weak convergence and optimal scaling of random walk
+        Metropolis algorithms. Haario, Saksman and Tamminen (2001), An adaptive Metropolis algorithm.
 
-def _stack(statistics: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    return {name: torch.stack([one[name] for one in statistics]) for name in statistics[0]}
+    Example:
+        >>> RandomWalk(thinning=10).target_accept
+        0.3
+    """
 
+    target_accept: float = 0.3
+    metric: Kind = "dense"
+    adaptation: Rule = "variance"
 
-def _status(warming_up: bool, stats: list[dict[str, torch.Tensor]]) -> str:
-    if warming_up:
-        return "warm-up"
-    divergences = sum(int(one["diverging"].sum()) for one in stats)
-    return f"{divergences} divergences" if divergences else "sampling"
+    kernel: ClassVar[Kernel] = Kernel.RANDOM_WALK
+
+    def __post_init__(self) -> None:
+        """Refuse options out of range."""
+        super().__post_init__()
+        if self.engine == "pyro":
+            raise unknown("engine", self.engine, ("compiled", "eager"))

@@ -191,13 +191,16 @@ def estimate(
     fewer points than coordinates, in the span of draws and gradients, outside which they are
     diagonal. Low-rank ones keep the directions with eigenvalues farthest from one. Once there are
     as many points as coordinates, the scales are fitted a second time given these directions,
-    which the paper does not do: the diagonal solution is not the diagonal part of a low-rank one.
+    which the
+    paper does not do: the diagonal solution is not the diagonal part of a low-rank one.
 
     Args:
         kind: The kind of the metric.
-        draws: Draws of one chain, unconstrained, shape `(n, dim)`. Points with a non-finite or
-            astronomical value, in draw or gradient, are left out.
-        gradients: Gradients of the log density at the draws, shape `(n, dim)`.
+        draws: Unconstrained draws, shape `(n, dim)`, or `(chain, n, dim)` for one metric of
+            several chains: each is centred at its own mean, so that chains which have not met yet
+            do not widen it. Points with a non-finite or astronomical value, in draw or gradient,
+            are left out.
+        gradients: Gradients of the log density at the draws, of the same shape.
         rule: How it is estimated.
         rank: The number of directions of a low-rank metric, at most `dim` of them.
         regularization: Added to the variances of standardised draws and gradients in every
@@ -241,18 +244,31 @@ def _check_name(what: str, name: str, options: tuple[str, ...]) -> None:
 
 
 def _usable(draws: ArrayLike, gradients: ArrayLike) -> tuple[Array, Array]:
-    """Return the points where draw and gradient are ordinary numbers."""
+    """Return the points of all chains where draw and gradient are ordinary numbers.
+
+    Every chain is moved to the mean of all.
+    """
     points = np.asarray(draws, dtype=np.float64)
     slopes = np.asarray(gradients, dtype=np.float64)
-    if points.ndim != 2 or points.shape != slopes.shape:
+    if points.ndim not in (2, 3) or points.shape != slopes.shape:
         msg = (
-            "draws and gradients: expected two arrays of the same shape (n, dim), got "
-            f"{points.shape} and {slopes.shape}."
+            "draws and gradients: expected two arrays of the same shape, (n, dim) or "
+            f"(chain, n, dim), got {points.shape} and {slopes.shape}."
         )
         raise ValueError(msg)
     # False for NaN.
-    ordinary = ((np.abs(points) < _LARGEST) & (np.abs(slopes) < _LARGEST)).all(axis=1)
-    return points[ordinary], slopes[ordinary]
+    ordinary = np.all((np.abs(points) < _LARGEST) & (np.abs(slopes) < _LARGEST), axis=-1)
+    if points.ndim == 2:
+        return points[ordinary], slopes[ordinary]
+    return _with_one_mean(points, ordinary), _with_one_mean(slopes, ordinary)
+
+
+def _with_one_mean(values: Array, ordinary: NDArray[np.bool_]) -> Array:
+    chains = [chain[rows] for chain, rows in zip(values, ordinary, strict=True) if rows.any()]
+    if not chains:
+        return np.empty((0, values.shape[-1]))
+    mean = np.concatenate(chains).mean(axis=0)
+    return np.concatenate([chain - chain.mean(axis=0) + mean for chain in chains])
 
 
 def _by_variance(kind: Kind, points: Array, rank: int, cutoff: float) -> Metric:

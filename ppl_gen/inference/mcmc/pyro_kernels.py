@@ -1,18 +1,89 @@
-"""Pyro's own kernels, one chain at a time, with the statistics of each draw."""
+"""Pyro's own kernels, the reference: one chain at a time, with the statistics of each draw."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ppl_gen.core import LogDensity
+from ppl_gen.core import LogDensity, Problem, Result
+from ppl_gen.inference.mcmc.init import eagerly, start_points
+from ppl_gen.inference.mcmc.state import Kernel
+from ppl_gen.inference.progress import ProgressBar
 
-__all__ = ["Chain"]
+if TYPE_CHECKING:
+    from ppl_gen.inference.mcmc.methods import Chains
+
+__all__ = ["Chain", "run"]
 
 Statistics = dict[str, torch.Tensor]
+Potential = Callable[[Statistics], torch.Tensor]
+
+
+def run(method: Chains, problem: Problem) -> Result:
+    """Run the chains of a method by Pyro's kernels.
+
+    Args:
+        method: Its options.
+        problem: Pair, data, device and seed.
+    """
+    if method.metric == "low_rank":
+        msg = "engine 'pyro' has no low_rank metric: expected 'diag' or 'dense'."
+        raise ValueError(msg)
+    density = LogDensity(problem.pair, problem.data, dtype=method.dtype, device=problem.device)
+    starts, _, _ = start_points(density, eagerly(density), method.chains, method.init)
+    starts = starts.to(density.device, density.dtype)
+    kernel = _kernel(method)
+    chains = [Chain(density, start, method.warmup, kernel) for start in starts]
+    vectors: list[torch.Tensor] = []
+    stats: list[Statistics] = []
+    interrupted = False
+    total = method.warmup + method.draws * method.thinning
+    name = type(method).__name__
+    with ProgressBar(name, total, enabled=problem.progress) as bar:
+        try:
+            # All chains advance together, so that an interrupted run has whole chains.
+            for step in range(total):
+                moves = [chain.advance() for chain in chains]
+                made = step - method.warmup + 1
+                if made > 0 and made % method.thinning == 0:
+                    vectors.append(torch.stack([vector for vector, _ in moves]))
+                    stats.append(_stack([statistics for _, statistics in moves]))
+                bar.advance("warm-up" if made <= 0 else "sampling")
+        except KeyboardInterrupt as stop:
+            if not vectors:
+                msg = f"{name} was interrupted in warm-up: there are no draws to keep yet."
+                raise KeyboardInterrupt(msg) from stop
+            interrupted = True
+            del vectors[len(stats) :]
+    return Result(
+        draws=density.constrain(torch.stack(vectors, dim=1)),
+        sample_stats={key: torch.stack([one[key] for one in stats], dim=1) for key in stats[0]},
+        data=density.data,
+        gradient_evaluations=sum(chain.gradient_evaluations for chain in chains),
+        interrupted=interrupted,
+        dtype=method.dtype,
+    )
+
+
+def _kernel(method: Chains) -> Callable[[Potential], Any]:
+    from pyro.infer import HMC, NUTS
+
+    shared: dict[str, Any] = {
+        "target_accept_prob": method.target_accept,
+        "full_mass": method.metric == "dense",
+    }
+    if method.kernel == Kernel.NUTS:
+        depth = method.max_tree_depth  # type: ignore[attr-defined]
+        return lambda potential: NUTS(potential_fn=potential, max_tree_depth=depth, **shared)
+    length = method.trajectory_length  # type: ignore[attr-defined]
+    return lambda potential: HMC(potential_fn=potential, trajectory_length=length, **shared)
+
+
+def _stack(statistics: list[Statistics]) -> Statistics:
+    return {name: torch.stack([one[name] for one in statistics]) for name in statistics[0]}
 
 
 class Chain:
@@ -30,7 +101,7 @@ class Chain:
         density: LogDensity,
         start: torch.Tensor,
         warmup: int,
-        kernel: Callable[[Callable[[dict[str, torch.Tensor]], torch.Tensor]], Any],
+        kernel: Callable[[Potential], Any],
     ) -> None:
         self.density = density
         self.gradient_evaluations = 0
