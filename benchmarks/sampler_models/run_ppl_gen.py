@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import ppl_gen as pg
 import torch
-from ppl_gen.inference import NUTS
 from pyro_models import MODELS
 from worker import Run, Task, main
+
+import ppl_gen as pg
+from ppl_gen.inference import NUTS
 
 
 class PplGen:

@@ -59,8 +59,8 @@ def main() -> None:
     (calls, at), (calls_at_end, end) = after[options.warmup - 1], after[-1]
     result = {
         "seconds_per_gradient": (end - at) / (calls_at_end - calls),
-        "gradients": calls_at_end - calls,
-        "gradients_warmup": calls,
+        "gradients_measured": calls_at_end - calls,
+        "gradients_measured_warmup": calls,
         "seconds_measured": end - started,
         "measured": f"1 chain, {options.warmup} + {options.draws} transitions",
         "versions": {name: metadata.version(name) for name in ("pyro-ppl", "torch", "numpy")},

@@ -63,6 +63,24 @@ class Engine(Protocol):
         """Run all chains."""
 
 
+class Clock:
+    """Measures wall time, and processor time over all threads to see what else the machine did."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> Clock:
+        self._started = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        wall, processor = self._started
+        self.seconds = {
+            f"seconds_{self.name}": time.perf_counter() - wall,
+            f"processor_seconds_{self.name}": time.process_time() - processor,
+        }
+
+
 def peak_mebibytes() -> float:
     """Return the peak of this process's memory."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -92,15 +110,14 @@ def main(make: Callable[[Task], Engine], packages: tuple[str, ...]) -> None:
     task = Task(options.model, data, options.chains, options.warmup, options.draws)
     imports = peak_mebibytes()
 
-    started = time.perf_counter()
-    engine = make(task)
-    run = engine.sample(options.seed)
-    seconds = {"seconds_cold": time.perf_counter() - started}
-    cold_details = run.details
+    with Clock("cold") as cold:
+        engine = make(task)
+        run = engine.sample(options.seed)
+    seconds, cold_details = cold.seconds, run.details
     for turn in range(options.again):
-        started = time.perf_counter()
-        run = engine.sample(options.seed + 1 + turn)
-        seconds["seconds_warm"] = time.perf_counter() - started
+        with Clock("warm") as warm:
+            run = engine.sample(options.seed + 1 + turn)
+        seconds = {**seconds, **warm.seconds}
     gradients_warmup = run.gradients_warmup
     if options.count_warmup and gradients_warmup is None:
         gradients_warmup = engine.count_warmup(options.seed + 1 + options.again)  # type: ignore[attr-defined]

@@ -157,49 +157,58 @@ class _GroupWriter:
         before, body, after = ("\n".join(lines) for lines in (self.before, self.body, self.after))
         head = f"static void group_{number}(vec* M, const real* C, const int* I) {{\n"
         if self.strip is None:
-            return f"{head}{before}\n    constexpr int B = 1;\n{body}\n{after}\n}}\n"
-        outer = [axis for axis in range(len(self.shape)) if axis != self.strip]
-        loops = "".join(f"    for (long i{a} = 0; i{a} < {self.shape[a]}; ++i{a})\n" for a in outer)
-        parameters = ", ".join(["auto size", *(f"long i{a}" for a in range(len(self.shape)))])
+            return f"{head}{before}\n{body}\n{after}\n}}\n"
         length = self.shape[self.strip]
         width = min(_STRIP, length)
         whole = length - length % width
-        arguments = ", ".join(f"i{a}" for a in range(len(self.shape)))
-        run = f"for (long i{self.strip} = {{}}; i{self.strip} < {{}}; i{self.strip} += {{}})"
-        main = f"{run.format(0, whole, width)} body(Steps<{width}>(), {arguments});"
-        rest = ""
-        if whole < length:
-            tail = length - whole
-            rest = (
-                f"\n        {run.format(whole, length, tail)} body(Steps<{tail}>(), {arguments});"
-            )
+        outer = [axis for axis in range(len(self.shape)) if axis != self.strip]
+        loops = "".join(f"    for (long i{a} = 0; i{a} < {self.shape[a]}; ++i{a})\n" for a in outer)
+        along = f"for (long i{self.strip} = 0; i{self.strip} < {whole}; i{self.strip} += {width})"
+        if whole == length:
+            inner = f"    {along} {{\n    constexpr int B = {width};\n{body}\n    }}\n"
+            return f"{head}{before}\n{loops}{inner}{after}\n}}\n"
+        # Whole strips and the rest run the same text with another number of steps.
+        parameters = ", ".join(["auto size", *(f"long i{a}" for a in range(len(self.shape)))])
+        arguments = [f"i{a}" for a in range(len(self.shape))]
+        main = f"{along} run(Steps<{width}>(), {', '.join(arguments)});"
+        arguments[self.strip] = str(whole)
+        rest = f"run(Steps<{length - whole}>(), {', '.join(arguments)});"
         return (
             f"{head}{before}\n"
-            f"    auto body = [&]({parameters}) __attribute__((always_inline)) {{\n"
+            f"    auto run = [&]({parameters}) __attribute__((always_inline)) {{\n"
             f"    constexpr int B = decltype(size)::count;\n{body}\n    }};\n"
-            f"{loops}    {{\n        {main}{rest}\n    }}\n{after}\n}}\n"
+            f"{loops}    {{\n        {main}\n        {rest}\n    }}\n{after}\n}}\n"
         )
 
-    def _each(self, text: str) -> None:
+    def _value(self, name: str) -> str:
+        """Return a statement's value at a step of the strip."""
+        return name if self.strip is None else f"{name}[b]"
+
+    def _each(self, text: str, declares: str | None = None) -> None:
+        """Append a statement for each step of the strip; `declares` names what it sets first."""
+        if self.strip is None:
+            # A single step needs plain variables only, which are quicker to compile.
+            self.body.append(f"    vec {text}" if declares else f"    {text}")
+            return
+        if declares:
+            self.body.append(f"    vec {declares}[B];")
+            text = text.replace(declares, f"{declares}[b]", 1)
         self.body.append(f"    EACH(b, B) {text}")
 
     def _statement(self, position: int, statement: Statement) -> None:
         name = self._names[id(statement)]
         if isinstance(statement, Contraction):
             left, right = (self._factor(a) for a in statement.inputs)
-            self.body.append(f"    vec {name}[B]; EACH(b, B) {name}[b] = splat(0);")
-            self.body.append(
-                f"    for (long k = 0; k < {statement.length}; ++k)\n"
-                f"        EACH(b, B) {name}[b] += {left} * {right};"
-            )
+            self._each(f"{name} = splat(0);", declares=name)
+            self.body.append(f"    for (long k = 0; k < {statement.length}; ++k)")
+            self._each(f"{self._value(name)} += {left} * {right};")
             self._store(statement.target, name)
         elif isinstance(statement, Outer):
             self._outer(position, statement, name)
         else:
             assert isinstance(statement, Loop)
             reads = [self._read(position, a) for a in statement.inputs]
-            self.body.append(f"    vec {name}[B];")
-            self._each(f"{name}[b] = {statement.expression.format(*reads)};")
+            self._each(f"{name} = {statement.expression.format(*reads)};", declares=name)
             if statement.update == "=":
                 self._store(statement.target, name)
             else:
@@ -212,7 +221,7 @@ class _GroupWriter:
             flat = Access(factor.storage, factor.offset, (along,))
             held = handed_over(self.group, position, flat) if across == 0 else None
             if held is not None:
-                factors.append(f"{self._names[id(held)]}[b]")
+                factors.append(self._value(self._names[id(held)]))
             else:
                 factors.append(self._factor(factor))
         target = self.writer.base(statement.target.storage) + statement.target.offset
@@ -228,13 +237,19 @@ class _GroupWriter:
 
     def _accumulate(self, statement: Loop, name: str) -> None:
         combine = "{0} + {1}" if statement.update == "+" else "v_maximum({0}, {1})"
-        target = statement.target
+        target, value = statement.target, self._value(name)
+        if self.strip is None:
+            if statement.initial is not None:
+                self.before.append(f"    {self._at(target, '0')} = {statement.initial};")
+            at = self._at(target, "0")
+            self.body.append(f"    {at} = {combine.format(at, value)};")
+            return
         if target.table is None and not any(target.strides) and statement.initial is not None:
             total = f"total_{name}"
-            width = min(_STRIP, self.shape[self.strip]) if self.strip is not None else 1
+            width = min(_STRIP, self.shape[self.strip])
             start = f"EACH(b, {width}) {total}[b] = {statement.initial};"
             self.before.append(f"    vec {total}[{width}]; {start}")
-            self._each(f"{total}[b] = {combine.format(f'{total}[b]', f'{name}[b]')};")
+            self._each(f"{total}[b] = {combine.format(f'{total}[b]', value)};")
             fold = combine.format(f"{total}[0]", f"{total}[b]")
             self.after.append(f"    for (int b = 1; b < {width}; ++b) {total}[0] = {fold};")
             address = self.writer.base(target.storage) + target.offset
@@ -242,15 +257,14 @@ class _GroupWriter:
             return
         if statement.initial is not None:
             self._initialise(target, statement.initial)
-        along = target.strides[self.strip] if self.strip is not None else 0
-        if target.table is None and along == 0:
-            fold = combine.format(f"{name}[0]", f"{name}[b]")
+        if target.table is None and target.strides[self.strip] == 0:
+            fold = combine.format(f"{name}[0]", value)
             self.body.append(f"    for (int b = 1; b < B; ++b) {name}[0] = {fold};")
             at = self._at(target, "0")
             self.body.append(f"    {at} = {combine.format(at, f'{name}[0]')};")
         else:
             at = self._at(target, "b")
-            self._each(f"{at} = {combine.format(at, f'{name}[b]')};")
+            self._each(f"{at} = {combine.format(at, value)};")
 
     def _initialise(self, target: Access, initial: str) -> None:
         base = self.writer.base(target.storage) + target.offset
@@ -263,12 +277,12 @@ class _GroupWriter:
 
     def _store(self, target: Access, name: str) -> None:
         if target.storage in self.writer.scheduled.stored:
-            self._each(f"{self._at(target, 'b')} = {name}[b];")
+            self._each(f"{self._at(target, 'b')} = {self._value(name)};")
 
     def _read(self, position: int, accessed: Access) -> str:
         held = handed_over(self.group, position, accessed)
         if held is not None:
-            return f"{self._names[id(held)]}[b]"
+            return self._value(self._names[id(held)])
         at = self._at(accessed, "b")
         return at if accessed.storage.live else f"splat({at})"
 

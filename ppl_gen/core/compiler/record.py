@@ -163,6 +163,10 @@ class _Recorder(TorchDispatchMode):
         self._count = 0
         self._alive: list[Any] = []  # an address means nothing once its storage is gone
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or the first operator would import all of torch.compile, which takes seconds
+
     def track(self, tensor: torch.Tensor) -> Storage:
         """Take a tensor's storage for one that depends on the vector."""
         return self._add(tensor, live=True)

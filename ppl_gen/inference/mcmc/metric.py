@@ -403,7 +403,8 @@ def _fisher_variance(points: Array, slopes: Array) -> Array:
 
 def _variance(values: Array) -> Array:
     """Return the variances, exactly 0 where the values differ by rounding only."""
-    rounding = 8.0 * np.finfo(np.float64).eps * np.abs(values).max(axis=0)
+    # A bound on the rounding error of the mean.
+    rounding = len(values) * np.finfo(np.float64).eps * np.abs(values).max(axis=0)
     deviation = values.std(axis=0)
     return np.where(deviation > rounding, np.square(deviation), 0.0)
 

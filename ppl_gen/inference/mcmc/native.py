@@ -65,7 +65,8 @@ class NativeEngine:
 @cache
 def _sampler() -> Any:
     text = (Path(__file__).parent / "sampler.cpp").read_text(encoding="utf-8")
-    library = build(struct_declaration() + text, "-O3")
+    # Sums may be taken in another order; NaN and infinity keep their meaning.
+    library = build(struct_declaration() + text, "-O3", "-fassociative-math", "-fno-signed-zeros")
     library.advance.restype = ctypes.c_long
     library.advance.argtypes = [
         ctypes.c_void_p,

@@ -52,19 +52,9 @@ static double uniform(word key, long transition, int purpose, long count) {
 
 // ---- vectors
 
-typedef double pack __attribute__((vector_size(64), aligned(8)));
-
 static double dot(const double* a, const double* b, long n) {
-    pack sums[2] = {};
-    long i = 0;
-    for (; i + 16 <= n; i += 16) {
-        sums[0] += *(const pack*)(a + i) * *(const pack*)(b + i);
-        sums[1] += *(const pack*)(a + i + 8) * *(const pack*)(b + i + 8);
-    }
-    sums[0] += sums[1];
     double total = 0;
-    for (int l = 0; l < 8; ++l) total += sums[0][l];
-    for (; i < n; ++i) total += a[i] * b[i];
+    for (long i = 0; i < n; ++i) total += a[i] * b[i];
     return total;
 }
 
@@ -109,9 +99,12 @@ struct Chain {
             for (long i = 0; i < dim; ++i) out[i] = dot(factor + i * dim, r, i + 1);
             return;
         }
-        copy(out, r, dim);
-        stretch(r, out);
-        for (long i = 0; i < dim; ++i) out[i] *= scale[i];
+        if (s.metric == LOW_RANK) {
+            copy(out, r, dim);
+            stretch(r, out);
+            r = out;
+        }
+        for (long i = 0; i < dim; ++i) out[i] = scale[i] * r[i];
     }
 
     // out = A' g
@@ -120,19 +113,21 @@ struct Chain {
         if (s.metric == DENSE) {
             const double* factor = s.factor + c * dim * dim;
             for (long i = 0; i < dim; ++i) out[i] = 0;
-            for (long i = 0; i < dim; ++i)
-                for (long j = 0; j <= i; ++j) out[j] += factor[i * dim + j] * g[i];
+            for (long i = 0; i < dim; ++i) {
+                const double *row = factor + i * dim, slope = g[i];
+                for (long j = 0; j <= i; ++j) out[j] += row[j] * slope;
+            }
             return;
         }
-        double* scaled = of(s.scratch);
-        for (long i = 0; i < dim; ++i) scaled[i] = scale[i] * g[i];
-        copy(out, scaled, dim);
-        stretch(scaled, out);
+        for (long i = 0; i < dim; ++i) out[i] = scale[i] * g[i];
+        if (s.metric == LOW_RANK) {
+            copy(of(s.scratch), out, dim);
+            stretch(of(s.scratch), out);
+        }
     }
 
     // out += U diag(stretch - 1) U' x
     void stretch(const double* x, double* out) const {
-        if (s.metric != LOW_RANK) return;
         for (long k = 0; k < s.rank[c]; ++k) {
             const double* direction = s.directions + (c * s.max_rank + k) * dim;
             double amount = (s.stretch[c * s.max_rank + k] - 1) * dot(direction, x, dim);
@@ -149,14 +144,14 @@ struct Chain {
         double *q = of(s.position), *r = of(s.momentum), *velocity = of(s.scratch);
         const double* force = of(s.force);
         double step = s.step_size[c] * s.direction[c];
-        if (s.kernel == RANDOM_WALK) {
-            apply_metric(r, velocity);
-        } else {
+        if (s.kernel != RANDOM_WALK)
             for (long i = 0; i < dim; ++i) r[i] += 0.5 * step * force[i];
-            apply_metric(r, velocity);
+        apply_metric(r, velocity);
+        double* previous = of(s.previous);
+        for (long i = 0; i < dim; ++i) {
+            previous[i] = q[i];
+            q[i] += step * velocity[i];
         }
-        copy(of(s.previous), q, dim);
-        for (long i = 0; i < dim; ++i) q[i] += step * velocity[i];
     }
 
     void after_density() {

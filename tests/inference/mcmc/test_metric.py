@@ -161,7 +161,7 @@ def test_fisher_low_rank_finds_the_scales_around_its_directions(rng: np.random.G
     covariance = scale[:, None] * dominant * scale
     draws, gradients = points(covariance, 200, rng)
     assert condition(estimate("diag", draws, gradients), covariance) > 5000
-    assert condition(estimate("low_rank", draws, gradients, rank=8), covariance) < 30
+    assert condition(estimate("low_rank", draws, gradients, rank=8), covariance) < 80
 
 
 def test_fewer_points_than_coordinates_are_better_than_the_diagonal(
@@ -183,6 +183,43 @@ def test_a_nearly_singular_correlation(rng: np.random.Generator) -> None:
     for kind in ("dense", "low_rank"):
         # At the default regularisation, so not 1.
         assert condition(estimate(kind, draws, gradients), covariance) < 3
+
+
+def test_the_cutoff_is_one_of_eigenvalues(rng: np.random.Generator) -> None:
+    # Standardised, a correlated pair has the eigenvalues r and 1 / r.
+    def correlation(r: float) -> float:
+        return (r**2 - 1) / (r**2 + 1)
+
+    covariance = correlated_pairs(6, [correlation(1.9), correlation(2.1)])
+    metric = estimate("low_rank", *points(covariance, 5000, rng))
+    assert isinstance(metric, LowRank)
+    kept = metric.stretch[metric.stretch != 1.0]
+    # The scales come from sample variances, which moves the eigenvalues by a few percent.
+    np.testing.assert_allclose(np.sort(kept**2), [1 / 2.1, 2.1], rtol=0.04)
+
+
+def test_a_constant_coordinate_is_scaled_by_its_gradients(rng: np.random.Generator) -> None:
+    # The mean of many 0.1 is not 0.1: the rounding must not pass for a variance.
+    gradients = 5.0 * rng.normal(size=(1000, 2))
+    metric = estimate("diag", np.full((1000, 2), 0.1), gradients)
+    assert isinstance(metric, Diagonal)
+    np.testing.assert_allclose(metric.scale, 1.0 / gradients.std(axis=0), rtol=1e-12)
+
+
+def test_regularisation_does_not_grow_with_the_number_of_points(rng: np.random.Generator) -> None:
+    covariance = correlated_pairs(2, [0.999])
+    n, ridge = 200, 0.1
+    draws, gradients = points(covariance, n, rng)
+    metric = estimate("dense", draws, gradients, regularization=ridge)
+    scale = estimate("diag", draws, gradients).dense()
+    # The equation that defines the geometric mean, with the ridge in standardised coordinates.
+    inner = np.linalg.solve(scale, metric.dense())
+    mean = inner @ inner.T
+    covariances = [
+        np.cov(part.T, bias=True) + ridge * np.eye(2)
+        for part in (draws @ np.linalg.inv(scale), gradients @ scale)
+    ]
+    np.testing.assert_allclose(mean @ covariances[1] @ mean, covariances[0], rtol=1e-8)
 
 
 def test_gradients_of_the_inverse_covariance_fail(rng: np.random.Generator) -> None:
@@ -296,6 +333,9 @@ def hostile(name: str, rng: np.random.Generator) -> tuple[Array, Array]:
             draws, gradients = draws * scale, gradients / scale
         case "gradients of another density":
             gradients = rng.standard_cauchy(size=gradients.shape) ** 3
+        case "large, at right angles":
+            draws = 1e45 * draws[:, :1] * np.ones(6)
+            gradients = 1e45 * gradients[:, 1:2] * np.array([1.0, -1.0] * 3)
         case "two equal coordinates":
             draws[:, 1] = draws[:, 0]
         case _:
@@ -326,6 +366,7 @@ def hostile(name: str, rng: np.random.Generator) -> tuple[Array, Array]:
         "tiny",
         "all scales",
         "gradients of another density",
+        "large, at right angles",
         "two equal coordinates",
     ],
 )
@@ -340,6 +381,9 @@ def test_metrics_are_finite_and_positive_whatever_the_points(
     if isinstance(metric, Diagonal | LowRank):
         assert (metric.scale >= 1e-10).all()
         assert (metric.scale <= 1e10).all()
+    if isinstance(metric, LowRank):
+        assert (metric.stretch >= 1e-10).all()
+        assert (metric.stretch <= 1e10).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
