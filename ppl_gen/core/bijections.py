@@ -11,10 +11,22 @@ from pyro.distributions import constraints as pyro_constraints
 from torch.distributions import biject_to, constraints, transforms
 from torch.nn.functional import logsigmoid, pad
 
-__all__ = ["bijection_to"]
+__all__ = ["bijection_to", "unconstrained_shape"]
 
 Constraint = constraints.Constraint
 Transform = transforms.Transform
+
+
+def unconstrained_shape(bijection: Transform, shape: torch.Size) -> torch.Size:
+    """Return the shape of the unconstrained value of a constrained one.
+
+    Args:
+        bijection: A bijection to a support.
+        shape: Shape of the constrained value.
+    """
+    # PyTorch's elementwise transforms ask for a shape by an import that takes half a second.
+    elementwise = bijection.domain.event_dim == 0 == bijection.codomain.event_dim
+    return shape if elementwise else bijection.inverse_shape(shape)
 
 
 def bijection_to(support: Constraint, shape: Sequence[int] | None = None) -> Transform:

@@ -10,6 +10,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 
 from ppl_gen.core.arguments import bind, check_captured, move
+from ppl_gen.core.bijections import unconstrained_shape
 from ppl_gen.core.blocks import (
     Block,
     Invert,
@@ -256,7 +257,7 @@ class LogDensity:
                     remedy="Make the structure independent of drawn values.",
                 )
             bijection = site_bijection(name, site.support, site.shape, site.distribution)
-            shape = tuple(bijection.inverse_shape(torch.Size(site.shape)))
+            shape = tuple(unconstrained_shape(bijection, torch.Size(site.shape)))
             static = same_support(site.support, again[name].support)
             block = Block(site, shape, start, bijection if static else None)
             blocks[name] = block

@@ -18,7 +18,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import nn
 
 from ppl_gen.core.arguments import lengths
-from ppl_gen.core.bijections import bijection_to
+from ppl_gen.core.bijections import bijection_to, unconstrained_shape
 from ppl_gen.core.errors import SiteError
 from ppl_gen.core.params import AnswerParams
 
@@ -227,7 +227,7 @@ class StartValues(Messenger):
             shape = msg["fn"].batch_shape + msg["fn"].event_shape
             name = type(function).__name__
             bijection = site_bijection(msg["name"], msg["fn"].support, shape, name)
-            unconstrained = torch.empty(bijection.inverse_shape(shape)).uniform_(-2.0, 2.0)
+            unconstrained = torch.empty(unconstrained_shape(bijection, shape)).uniform_(-2.0, 2.0)
             msg["value"] = bijection(unconstrained)
             msg["done"] = True
 

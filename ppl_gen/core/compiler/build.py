@@ -29,7 +29,7 @@ _FLAGS = (
 )
 
 
-class NoCompiler(Exception):  # noqa: N818
+class NoCompiler(Exception):
     """There is no C++ compiler, or it does not work; the message gives the remedy."""
 
 

@@ -16,7 +16,7 @@ from ppl_gen.core.compiler.program import (
     dense_strides,
 )
 from ppl_gen.core.compiler.record import Place, Storage
-from ppl_gen.core.compiler.schedule import Group, Schedule, handed_over
+from ppl_gen.core.compiler.schedule import Group, Schedule
 
 __all__ = ["Source", "emit"]
 
@@ -207,7 +207,12 @@ class _GroupWriter:
             self._outer(position, statement, name)
         else:
             assert isinstance(statement, Loop)
-            reads = [self._read(position, a) for a in statement.inputs]
+            reads = [
+                self._read(accessed, source)
+                for accessed, source in zip(
+                    statement.inputs, self.group.sources[position], strict=True
+                )
+            ]
             self._each(f"{name} = {statement.expression.format(*reads)};", declares=name)
             if statement.update == "=":
                 self._store(statement.target, name)
@@ -215,15 +220,10 @@ class _GroupWriter:
                 self._accumulate(statement, name)
 
     def _outer(self, position: int, statement: Outer, name: str) -> None:
-        factors = []
-        for factor in statement.inputs:
-            along, across = factor.strides
-            flat = Access(factor.storage, factor.offset, (along,))
-            held = handed_over(self.group, position, flat) if across == 0 else None
-            if held is not None:
-                factors.append(self._value(self._names[id(held)]))
-            else:
-                factors.append(self._factor(factor))
+        factors = [
+            self._factor(factor) if source is None else self._value(self._names[id(source)])
+            for factor, source in zip(statement.inputs, self.group.sources[position], strict=True)
+        ]
         target = self.writer.base(statement.target.storage) + statement.target.offset
         (step,) = statement.target.strides
         at = f"M[{target} + k * {step}]"
@@ -279,10 +279,9 @@ class _GroupWriter:
         if target.storage in self.writer.scheduled.stored:
             self._each(f"{self._at(target, 'b')} = {self._value(name)};")
 
-    def _read(self, position: int, accessed: Access) -> str:
-        held = handed_over(self.group, position, accessed)
-        if held is not None:
-            return self._value(self._names[id(held)])
+    def _read(self, accessed: Access, source: Statement | None) -> str:
+        if source is not None:
+            return self._value(self._names[id(source)])
         at = self._at(accessed, "b")
         return at if accessed.storage.live else f"splat({at})"
 

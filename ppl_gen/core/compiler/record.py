@@ -31,7 +31,7 @@ _FACTORIES = {
 }
 
 
-class CannotCompile(Exception):  # noqa: N818
+class CannotCompile(Exception):
     """The function cannot be turned into one fixed program; the message says why, and where."""
 
 

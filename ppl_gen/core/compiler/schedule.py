@@ -30,10 +30,17 @@ _EXACT_OVERLAP = 4096
 
 @dataclass(eq=False)
 class Group:
-    """Statements that run in one loop over a shape, or one block."""
+    """Statements that run in one loop over a shape, or one block.
+
+    Args:
+        shape: The loop's ranges.
+        statements: In order.
+        sources: For each input of each statement, the statement of this loop whose value it is.
+    """
 
     shape: tuple[int, ...]
     statements: list[Statement] = field(default_factory=list)
+    sources: list[list[Statement | None]] = field(default_factory=list)
 
     @property
     def is_block(self) -> bool:
@@ -223,16 +230,29 @@ def _elements(touch: _Touch) -> np.ndarray:
     return addresses
 
 
-def handed_over(group: Group, position: int, read: Access) -> Statement | None:
-    """Return the statement of the same group whose value an access reads, if there is one."""
-    reader = group.statements[position]
-    if not isinstance(reader, Loop | Outer):
-        return None
-    for earlier in reversed(group.statements[:position]):
-        if _is_plain(earlier) and not isinstance(earlier, Block):
-            if earlier.target.same_elements(read):
-                return earlier
-    return None
+def _sources(group: Group) -> list[list[Statement | None]]:
+    """Return, for each input of each statement, the statement of the same loop that made it."""
+    latest: dict[tuple[Storage, int, tuple[int, ...]], Statement] = {}
+    found: list[list[Statement | None]] = []
+    for statement in group.statements:
+        if isinstance(statement, Loop | Outer):
+            reads = statement.inputs
+            if isinstance(statement, Outer):
+                reads = tuple(_outer_input(a, statement)[0] for a in reads)
+            found.append(
+                [
+                    None if a.table is not None else latest.get((a.storage, a.offset, a.strides))
+                    for a in reads
+                ]
+            )
+        else:
+            found.append([None, None])
+        if isinstance(statement, Loop | Contraction) and statement.target.table is None:
+            target = statement.target
+            key = (target.storage, target.offset, target.strides)
+            if _is_plain(statement):
+                latest[key] = statement
+    return found
 
 
 def _lay_out(program: Program, groups: list[Group]) -> tuple[dict[Storage, int], int]:
@@ -240,34 +260,45 @@ def _lay_out(program: Program, groups: list[Group]) -> tuple[dict[Storage, int],
     spans: dict[Storage, list[int]] = {}
     outlives: set[Storage] = set()
     for number, group in enumerate(groups):
-        for position, statement in enumerate(group.statements):
+        group.sources = _sources(group)
+        for statement, sources in zip(group.statements, group.sources, strict=True):
             reads, writes = _touched(statement)
             for touch in (*reads, *writes):
-                span = spans.setdefault(touch.accessed.storage, [number, number])
-                span[1] = number
+                spans.setdefault(touch.accessed.storage, [number, number])[1] = number
+            if isinstance(statement, Block | Contraction):
+                outlives |= {touch.accessed.storage for touch in reads}
+                continue
             outlives |= {
-                touch.accessed.storage
-                for touch in reads
-                if handed_over(group, position, touch.accessed) is None
+                accessed.storage
+                for accessed, source in zip(statement.inputs, sources, strict=True)
+                if source is None and accessed.storage.live
             }
+            if isinstance(statement, Outer) or statement.update != "=":
+                outlives.add(statement.target.storage)
     ends = ((program.vector, 0), (program.value, len(groups)), (program.gradient, len(groups)))
     for place, end in ends:
         span = spans.setdefault(place.storage, [end, end])
         span[0], span[1] = min(span[0], end), max(span[1], end)
         outlives.add(place.storage)
+    return _allocate({storage: spans[storage] for storage in outlives if storage in spans})
+
+
+def _allocate(spans: dict[Storage, list[int]]) -> tuple[dict[Storage, int], int]:
+    """Give addresses to storages, each taken anew after the last use of one of its size."""
     stored: dict[Storage, int] = {}
-    taken: list[tuple[int, int, int, int]] = []  # first group, last group, address, size
-    size = 0
-    for storage in sorted(outlives & spans.keys(), key=lambda s: (spans[s][0], s.index)):
+    free: dict[int, list[int]] = {}
+    ending: dict[int, list[Storage]] = {}
+    size = passed = 0
+    for storage in sorted(spans, key=lambda s: (spans[s][0], s.index)):
         first, last = spans[storage]
-        busy = sorted((at, n) for f, t, at, n in taken if f <= last and first <= t)
-        address = 0
-        for at, n in busy:
-            if address + storage.size <= at:
-                break
-            address = max(address, at + n)
-        taken = [one for one in taken if one[1] >= first]
-        taken.append((first, last, address, storage.size))
-        stored[storage] = address
-        size = max(size, address + storage.size)
+        while passed < first:
+            for done in ending.pop(passed, []):
+                free.setdefault(done.size, []).append(stored[done])
+            passed += 1
+        if free.get(storage.size):
+            stored[storage] = free[storage.size].pop()
+        else:
+            stored[storage] = size
+            size += storage.size
+        ending.setdefault(last, []).append(storage)
     return stored, size

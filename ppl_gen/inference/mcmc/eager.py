@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EagerEngine", "Purpose", "uniform"]
 
+_LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+
 
 class Purpose(IntEnum):
     """What a random number is for."""
@@ -43,7 +45,7 @@ class Purpose(IntEnum):
 
 
 def uniform(
-    key: torch.Tensor, transition: torch.Tensor, purpose: int, count: torch.Tensor | int
+    key: torch.Tensor, transition: torch.Tensor, purpose: int, count: torch.Tensor
 ) -> torch.Tensor:
     """Return numbers uniform on (0, 1), the same to the last bit as those of the C++.
 
@@ -156,12 +158,12 @@ class EagerEngine:
         s = self._state
         try:
             s.log_prob[:], s.gradient[:] = self._log_prob_and_gradient(s.position)
-        except torch.linalg.LinAlgError:
+        except _LinAlgError:
             # Some chain is where a matrix cannot be factored: only that one diverges.
             for chain, q in enumerate(s.position):
                 try:
                     s.log_prob[chain], s.gradient[chain] = self._log_prob_and_gradient(q)
-                except torch.linalg.LinAlgError:
+                except _LinAlgError:
                     s.log_prob[chain], s.gradient[chain] = math.nan, math.nan
 
     def _log_prob_and_gradient(self, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -171,7 +173,7 @@ class EagerEngine:
             (gradient,) = torch.autograd.grad(log_prob.sum(), leaf)
         return log_prob.detach().double(), gradient.double()
 
-    def _random(self, c: torch.Tensor, purpose: int, count: torch.Tensor | int) -> torch.Tensor:
+    def _random(self, c: torch.Tensor, purpose: int, count: torch.Tensor) -> torch.Tensor:
         return uniform(self._state.key[c], self._state.transition[c], purpose, count)
 
     def _draw_normal(self, c: torch.Tensor, purpose: int, first: torch.Tensor) -> torch.Tensor:
@@ -500,7 +502,7 @@ class EagerEngine:
 
     def _begin_path(self, c: torch.Tensor) -> None:
         s = self._state
-        length = s.path_length * (0.5 + self._random(c, Purpose.PATH_LENGTH, 0))
+        length = s.path_length * (0.5 + self._random(c, Purpose.PATH_LENGTH, torch.zeros_like(c)))
         s.leaf[c] = torch.ceil(length / s.step_size[c]).clamp(1, s.max_steps).long()
 
     def _end_hmc_step(self, c: torch.Tensor, energy: torch.Tensor) -> None:
@@ -523,8 +525,8 @@ class EagerEngine:
     def _accept(self, c: torch.Tensor, log_ratio: torch.Tensor) -> None:
         s = self._state
         acceptance = torch.exp(log_ratio.clamp(max=0))
-        chosen = (s.diverging[c] == 0) & (self._random(c, Purpose.ACCEPT, 0) < acceptance)
-        accepted = c[chosen]
+        u = self._random(c, Purpose.ACCEPT, torch.zeros_like(c))
+        accepted = c[(s.diverging[c] == 0) & (u < acceptance)]
         s.tree_position[accepted] = s.position[accepted]
         s.tree_gradient[accepted] = s.gradient[accepted]
         s.tree_log_prob[accepted] = s.log_prob[accepted]

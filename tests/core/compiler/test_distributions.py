@@ -17,7 +17,7 @@ import pyro.distributions as dist
 import pyro.distributions.transforms as transforms
 import pytest
 import torch
-from torch.distributions import constraints
+from pyro.distributions import constraints
 
 from ppl_gen.core.compiler.compiled import CannotCompile, CompiledLogDensity
 from ppl_gen.core.compiler.record import record
