@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 
 from ppl_gen.diagnostics import ess_bulk, ess_tail, mcse_mean, rhat
 
@@ -36,16 +36,15 @@ def summarise(posterior: Posterior) -> pd.DataFrame:
 
     tables = []
     for site, draws in posterior.draws.items():
-        flat = draws.double().flatten(2) if draws.ndim > 2 else draws.double().unsqueeze(-1)
-        pooled = flat.flatten(0, 1)
-        quantiles = torch.quantile(pooled, torch.tensor([0.05, 0.5, 0.95]).double(), dim=0)
+        array = draws.numpy().reshape(*draws.shape[:2], -1)
+        pooled = array.reshape(-1, array.shape[2]).astype(np.float64)
+        spread = pooled.std(0, ddof=1) if len(pooled) > 1 else np.full(pooled.shape[1], np.nan)
         columns = {
-            "mean": pooled.mean(0).numpy(),
-            "sd": pooled.std(0).numpy(),
-            **{q: quantiles[i].numpy() for i, q in enumerate(("q5", "q50", "q95"))},
+            "mean": pooled.mean(0),
+            "sd": spread,
+            **dict(zip(("q5", "q50", "q95"), np.quantile(pooled, [0.05, 0.5, 0.95], 0), strict=True)),
         }
         if posterior.is_mcmc:
-            array = flat.numpy()
             columns |= {
                 "mcse_mean": mcse_mean(array),
                 "ess_bulk": ess_bulk(array),

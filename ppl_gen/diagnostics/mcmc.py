@@ -32,7 +32,7 @@ Array = NDArray[np.float64]
 _MIN_DRAWS = 4
 _TAIL = 0.05
 # So many draws are worked on at once: they fit into a processor's cache.
-_CHUNK = 2**17
+_CHUNK = 2**15
 
 
 def rhat(draws: ArrayLike) -> Array:
@@ -385,9 +385,9 @@ def _ess(columns: Array) -> Array:
     correlation = 1.0 - (within - covariance[:, : 2 * pairs]) / total
     correlation[:, 0] = 1.0
     sums = correlation[:, 0::2] + correlation[:, 1::2]
-    # The first pair that is not positive ends the sequence.
-    ends = ~(sums[:, :-1] > 0.0)
-    last = np.where(ends.any(axis=1), ends.argmax(axis=1), pairs - 1)[:, None]
+    # The first pair that is not positive is the last of the sequence.
+    positive = np.logical_and.accumulate(sums[:, :-1] > 0.0, axis=1)
+    last = positive.sum(axis=1, keepdims=True)
     before = np.arange(pairs) < last
     monotone = np.minimum.accumulate(sums, axis=1)
     even = np.take_along_axis(correlation[:, 0::2], last, axis=1)

@@ -20,7 +20,7 @@ from ppl_gen.core.log_density import enumeration_dim, log_joint
 from ppl_gen.core.pair import as_pair, cast, model_of, own_copy, signature
 from ppl_gen.core.params import AnswerParams
 from ppl_gen.core.replay import Replay
-from ppl_gen.core.scope import default_dtype, isolated, unchecked
+from ppl_gen.core.scope import isolated, unchecked
 from ppl_gen.core.structure import Site, Unobserve, trace_sites
 from ppl_gen.diagnostics import ess_bulk
 from ppl_gen.inference.progress import ProgressBar
@@ -35,8 +35,6 @@ Array = NDArray[np.float64]
 Values: TypeAlias = Mapping[str, torch.Tensor]
 # From the latent sites' values, (n, *site), and the data to one number each, (n,).
 Quantity: TypeAlias = Callable[[Values, Mapping[str, Any]], torch.Tensor]
-
-_LOG_JOINT = "log_joint"
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +112,7 @@ class Calibration:
                 f"In {few} of them fewer than {self.max_rank} draws are nearly independent, the "
                 f"fewest {self.independent_draws.min()}: more draws would show smaller faults.\n"
             )
-        return text + table.to_string(index=False, float_format="{:.3g}".format)
+        return f"{text}{table.to_string(index=False, float_format='{:.3g}'.format)}"
 
     def plot(self, alpha: float = 0.01) -> Figure:
         """Draw how far each quantity's ranks are from uniform: inside the band all is well.
@@ -247,7 +245,8 @@ def simulation_based_calibration(
     arguments = _arguments(work, given, sites, observed or {})
     unfitted = Posterior(draws={}, latents=(), observed=tuple(arguments), pair=work, data=given)
     truths, observations = unfitted.prior(draws=replicates, seed=seed)
-    ranker = _Ranker(work, max_rank, quantities or {}, np.random.default_rng(seed))
+    generator = np.random.default_rng(seed)
+    ranker = _Ranker(work, truths, max_rank, quantities or {}, generator)
     with ProgressBar("calibration", replicates, enabled=progress) as bar:
         for index in range(replicates):
             simulated = {arguments[name]: v[0, index] for name, v in observations.items()}
@@ -265,7 +264,13 @@ def simulation_based_calibration(
             bar.advance()
     if not ranker.ranks:
         raise KeyboardInterrupt("calibration was interrupted before its first fit was done.")
-    return ranker.result(truths, type(method).__name__)
+    return Calibration(
+        ranks=np.stack(ranker.ranks),
+        names=ranker.names,
+        max_rank=max_rank,
+        independent_draws=np.array(ranker.kept),
+        method=type(method).__name__,
+    )
 
 
 def _arguments(
@@ -312,6 +317,7 @@ class _Ranker:
     def __init__(
         self,
         pair: nn.Module,
+        truths: Values,
         max_rank: int,
         quantities: Mapping[str, Quantity],
         generator: np.random.Generator,
@@ -320,30 +326,35 @@ class _Ranker:
         self.max_rank = max_rank
         self.quantities = quantities
         self.generator = generator
+        # An element that never varies, as above the diagonal of a Cholesky factor, has no rank.
+        self.scalars = {
+            f"{name}[{', '.join(map(str, index))}]" if index else name: (name, index)
+            for name, value in truths.items()
+            for index in np.ndindex(value.shape[2:])
+            if bool((value[(0, slice(None), *index)] != value[(0, 0, *index)]).any())
+        }
         self.names: tuple[str, ...] = ()
         self.ranks: list[NDArray[np.int64]] = []
         self.kept: list[int] = []
 
     def add(self, posterior: Posterior, truth: Values) -> None:
         """Rank the true values among a posterior's draws."""
-        # A discrete latent that was summed out has no draws, and one of the truth may go unused.
-        sites = [name for name in posterior.latents if name in truth]
-        flat = {name: posterior[name].flatten(0, 1) for name in sites}
+        # Discrete latents that were summed out have no draws.
+        sites = [name for name in truth if name in posterior.latents]
         total = posterior.num_chains * posterior.num_draws
-        count = min(self.max_rank, _worth(posterior, sites))
-        places = ((torch.arange(count) + 0.5) * total / count).long()
-        values = {
-            name: torch.cat([truth[name].unsqueeze(0).to(draws.dtype), draws[places]]).double()
-            if draws.is_floating_point()
-            else torch.cat([truth[name].unsqueeze(0), draws[places]])
-            for name, draws in flat.items()
-        }
+        count = min(self.max_rank, _independent(posterior, sites))
+        places = ((torch.arange(count) + 0.5) * (total / count)).long()
+        values = {}
+        for name in sites:
+            draws = posterior[name].flatten(0, 1)[places]
+            both = torch.cat([truth[name].unsqueeze(0).to(draws.dtype), draws])
+            values[name] = both.double() if both.is_floating_point() else both
         columns = self._columns(values, posterior.data or {})
         self.names = tuple(columns)
-        numbers = np.stack([np.asarray(c, dtype=np.float64) for c in columns.values()], axis=1)
-        below = (numbers[1:] < numbers[0]).sum(axis=0)
+        numbers = np.stack([column.double().numpy() for column in columns.values()], axis=1)
         ties = (numbers[1:] == numbers[0]).sum(axis=0)
-        rank = below + self.generator.integers(0, ties, endpoint=True)
+        rank = (numbers[1:] < numbers[0]).sum(axis=0)
+        rank += self.generator.integers(0, ties, endpoint=True)
         if count < self.max_rank:
             unit = (rank + self.generator.random(len(rank))) / (count + 1)
             rank = np.floor(unit * (self.max_rank + 1)).astype(np.int64)
@@ -351,40 +362,101 @@ class _Ranker:
         self.kept.append(count)
 
     def _columns(self, values: Values, data: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        columns = {}
-        for name, value in values.items():
-            for index in np.ndindex(value.shape[1:]):
-                label = f"{name}[{', '.join(map(str, index))}]" if index else name
-                columns[label] = value[(slice(None), *index)]
-        moved = move(data, torch.float64, torch.device("cpu"))
-        columns[_LOG_JOINT] = self._log_joint(values, moved)
-        for name, quantity in self.quantities.items():
-            columns[name] = quantity(values, moved).detach().reshape(len(columns[_LOG_JOINT]))
+        data = move(data, torch.float64, torch.device("cpu"))
+        columns = {
+            label: values[name][(slice(None), *index)]
+            for label, (name, index) in self.scalars.items()
+            if name in values
+        }
+        columns["log_joint"] = self._log_joint(values, data)
+        for label, quantity in self.quantities.items():
+            columns[label] = quantity(values, data).detach().reshape(len(columns["log_joint"]))
         return columns
 
     def _log_joint(self, values: Values, data: Mapping[str, Any]) -> torch.Tensor:
-        with isolated(0, torch.float64):
-            below = enumeration_dim(trace_sites(self.pair, data))
+        """Return the log joint density, discrete latents summed out, (n,)."""
 
         def one(point: Values) -> Values:
-            return {_LOG_JOINT: log_joint(model_of(self.pair), data, Replay(point), below)}
+            return {"": log_joint(model_of(self.pair), data, Replay(point), below)}
 
-        with torch.no_grad(), default_dtype(torch.float64), unchecked(), AnswerParams(self.pair):
-            return map_draws(one, values)[_LOG_JOINT]
+        with isolated(0, torch.float64):
+            below = enumeration_dim(trace_sites(self.pair, data))
+            with torch.no_grad(), unchecked(), AnswerParams(self.pair):
+                joint = map_draws(one, values)[""]
+        return joint
 
-    def result(self, truths: Values, method: str) -> Calibration:
-        """Return the ranks, those of scalars that never vary left out."""
-        ranks = np.stack(self.ranks)
-        fixed = set()
-        for name, value in truths.items():
-            for index in np.ndindex(value.shape[2:]):
-                if bool((value[(0, slice(None), *index)] == value[(0, 0, *index)]).all()):
-                    fixed.add(f"{name}[{', '.join(map(str, index))}]" if index else name)
-        keep = [place for place, name in enumerate(self.names) if name not in fixed]
-        return Calibration(
-            ranks=ranks[:, keep],
-            names=tuple(self.names[place] for place in keep),
-            max_rank=self.max_rank,
-            independent_draws=np.array(self.kept),
-            method=method,
-        )
+
+def _independent(posterior: Posterior, sites: Sequence[str]) -> int:
+    """Return how many independent draws a posterior's are worth, those of the worst scalar."""
+    shape = posterior.num_chains, posterior.num_draws
+    total = shape[0] * shape[1]
+    if not posterior.is_mcmc:
+        return total
+    columns = [posterior[name].reshape(*shape, -1) for name in sites]
+    if "lp" in posterior.sample_stats:
+        columns.append(posterior.sample_stats["lp"].unsqueeze(-1))
+    worth = ess_bulk(torch.cat([column.double() for column in columns], dim=-1).numpy())
+    # Constants have none, and antithetic draws more than there are.
+    return int(np.clip(np.nanmin(worth, initial=total), 1, total))
+
+
+def _tails(size: int, max_rank: int) -> Array:
+    """Return the two-sided tail probability of each count of ranks below each rank.
+
+    Args:
+        size: Number of ranks.
+        max_rank: The largest rank.
+
+    Returns:
+        By rank 1, 2, ..., `max_rank` and count 0, 1, ..., `size`.
+    """
+    from scipy.stats import binom
+
+    counts = np.arange(size + 1)
+    chance = np.arange(1, max_rank + 1)[:, None] / (max_rank + 1)
+    below, above = binom.cdf(counts, size, chance), binom.sf(counts - 1, size, chance)
+    return np.minimum(1.0, 2.0 * np.minimum(below, above))
+
+
+def _chance_of_tail(tails: Array, levels: Array) -> Array:
+    """Return the probability that uniform ranks have a tail as small as each level anywhere.
+
+    The counts of ranks below 1, 2, ... are a Markov chain with binomial steps: the probability of
+    all paths that stay inside is a product of matrices (Säilynoja et al. 2022, section 3.1).
+    """
+    from scipy.special import gammaln
+
+    grid, size = len(tails), tails.shape[1] - 1
+    log_factorial = gammaln(np.arange(size + 1) + 1.0)
+    before, after = np.arange(size + 1)[:, None], np.arange(size + 1)
+    added, left = np.maximum(after - before, 0), np.maximum(size - after, 0)
+    log_ways = log_factorial[size - before] - log_factorial[added] - log_factorial[left]
+    log_ways = np.where(after >= before, log_ways, -np.inf)
+    paths = np.zeros((len(levels), size + 1))
+    paths[:, 0] = 1.0
+    for rank, tail in enumerate(tails):
+        share = 1.0 / (grid + 1 - rank)  # of the ranks still above, those at this one
+        step = np.exp(log_ways + added * np.log(share) + left * np.log1p(-share))
+        # Equal counts have equal tails up to rounding.
+        paths = (paths @ step) * (tail > levels[:, None] * (1.0 + 1e-9))
+    return np.asarray(1.0 - paths.sum(axis=1))
+
+
+def _level(size: int, max_rank: int, alpha: float) -> float:
+    """Return the largest tail probability that uniform ranks go below with probability `alpha`."""
+    tails = _tails(size, max_rank)
+    low, high = alpha / (2 * max_rank), alpha
+    for _ in range(2):
+        levels = np.geomspace(low, high, 50)
+        chances = _chance_of_tail(tails, levels)
+        last = max(int((chances <= alpha).sum()) - 1, 0)
+        low, high = levels[last], levels[min(last + 1, 49)]
+    return float(low)
+
+
+def _fault(unit: Array) -> str:
+    """Say in words how ranks, scaled to (0, 1), differ from uniform ones."""
+    shift = (unit.mean() - 0.5) * np.sqrt(12 * len(unit))
+    if abs(shift) > 3:
+        return "draws are too low" if shift > 0 else "draws are too high"
+    return "draws are too narrow" if unit.var() > 1 / 12 else "draws are too wide"

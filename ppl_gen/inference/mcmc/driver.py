@@ -152,7 +152,11 @@ class Driver:
         if stage is not None:
             update_metric(state, chain, stage.window, self.metric, self.rule)
             state.next_stop[chain] = self._next_stop(chain)
-            self.engine.begin_search(chain)
+            # Later metrics differ so little that starting again costs more than it gains.
+            if made == min(self.stages):
+                self.engine.begin_search(chain)
+            else:
+                self.engine.begin_transition(chain)
             return
         if made == state.warmup:
             state.step_size[chain] = torch.exp(state.log_step_average[chain])

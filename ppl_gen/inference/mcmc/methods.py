@@ -18,6 +18,9 @@ __all__ = ["HMC", "NUTS", "Chains", "RandomWalk"]
 
 Engine = Literal["compiled", "eager", "pyro"]
 
+# Beyond this a dense metric costs more in each step than the steps that it saves.
+_DENSE_UP_TO = 100
+
 
 @dataclass(frozen=True)
 class Chains:
@@ -28,7 +31,7 @@ class Chains:
     warmup: int = 1000
     thinning: int = 1
     target_accept: float = 0.8
-    metric: Kind = "diag"
+    metric: Kind | Literal["auto"] = "auto"
     adaptation: Rule = "fisher"
     init: Init = "uniform"
     dtype: torch.dtype = torch.float64
@@ -45,7 +48,7 @@ class Chains:
             msg = f"target_accept: expected a number between 0 and 1, got {self.target_accept}."
             raise ValueError(msg)
         choices = {
-            "metric": ("diag", "dense", "low_rank"),
+            "metric": ("auto", "diag", "dense", "low_rank"),
             "adaptation": ("fisher", "variance"),
             "engine": ("compiled", "eager", "pyro"),
         }
@@ -62,6 +65,12 @@ class Chains:
     def is_mcmc(self) -> bool:
         """Its draws are Markov chains."""
         return True
+
+    def metric_for(self, dim: int) -> Kind:
+        """Return the form of the metric for a posterior of so many unconstrained coordinates."""
+        if self.metric != "auto":
+            return self.metric
+        return "dense" if dim <= _DENSE_UP_TO else "low_rank"
 
     def run(self, problem: Problem) -> Result:
         """Run the chains; see `ppl_gen.fit`."""
@@ -84,8 +93,8 @@ class NUTS(Chains):
         warmup: Transitions of warm-up, not kept: step size by dual averaging, and the metric.
         thinning: Keep every so many-th draw.
         target_accept: Mean acceptance that the step size is tuned to.
-        metric: Form of the inverse mass matrix: "diag", "dense", or "low_rank": diagonal, but for
-            some directions.
+        metric: Form of the inverse mass matrix: "diag", "dense", "low_rank": diagonal, but for
+            some directions, or "auto": dense up to 100 dimensions, low-rank beyond.
         adaptation: How the metric is estimated: "fisher", from draws and gradients, or "variance",
             from draws alone.
         init: Where chains start: "uniform" on (-2, 2) in each unconstrained coordinate, "prior",
@@ -189,7 +198,6 @@ class RandomWalk(Chains):
     """
 
     target_accept: float = 0.3
-    metric: Kind = "dense"
     adaptation: Rule = "variance"
 
     kernel: ClassVar[Kernel] = Kernel.RANDOM_WALK

@@ -29,10 +29,10 @@ def run(method: Chains, problem: Problem) -> Result:
         method: Its options.
         problem: Pair, data, device and seed.
     """
+    density = LogDensity(problem.pair, problem.data, dtype=method.dtype, device=problem.device)
     if method.metric == "low_rank":
         msg = "engine 'pyro' has no low_rank metric: expected 'diag' or 'dense'."
         raise ValueError(msg)
-    density = LogDensity(problem.pair, problem.data, dtype=method.dtype, device=problem.device)
     starts, _, _ = start_points(density, eagerly(density), method.chains, method.init)
     starts = starts.to(density.device, density.dtype)
     kernel = _kernel(method)
@@ -73,7 +73,7 @@ def _kernel(method: Chains) -> Callable[[Potential], Any]:
 
     shared: dict[str, Any] = {
         "target_accept_prob": method.target_accept,
-        "full_mass": method.metric == "dense",
+        "full_mass": method.metric in ("auto", "dense"),
     }
     if method.kernel == Kernel.NUTS:
         depth = method.max_tree_depth  # type: ignore[attr-defined]

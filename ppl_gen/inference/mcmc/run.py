@@ -46,18 +46,19 @@ def run(method: Chains, problem: Problem) -> Result:
 
         return run_pyro(method, problem)
     density = LogDensity(problem.pair, problem.data, dtype=method.dtype, device=problem.device)
+    kind = method.metric_for(density.dim)
     compiled = _compile(density, method)
     lanes = 1 if compiled is None else compiled.lanes
     evaluate: Evaluate = eagerly(density) if compiled is None else compiled
     points, values, gradients = start_points(density, evaluate, method.chains, method.init)
-    state = _first_state(density, method, lanes)
+    state = _first_state(density, method, kind, lanes)
     chains = slice(0, method.chains)
     state.tree_position[chains] = points.to(state.key.device)
     state.tree_log_prob[chains] = values.to(state.key.device)
     state.tree_gradient[chains] = gradients.to(state.key.device)
     for chain in range(method.chains):
         metric = first_metric(
-            density, method.metric, state.max_rank, gradients[chain].cpu(), method.init
+            density, kind, state.max_rank, gradients[chain].cpu(), method.init
         )
         set_metric(state, chain, metric)
     engine: Engine
@@ -70,7 +71,7 @@ def run(method: Chains, problem: Problem) -> Result:
 
         engine = EagerEngine(density, state)
     driver = Driver(
-        engine, state, stages(method.warmup), method.draws, method.metric, method.adaptation
+        engine, state, stages(method.warmup), method.draws, kind, method.adaptation
     )
     name = type(method).__name__
     total = (method.warmup + method.draws * method.thinning) * method.chains
@@ -99,7 +100,7 @@ def _compile(density: LogDensity, method: Chains) -> CompiledLogDensity | None:
     return compiled
 
 
-def _first_state(density: LogDensity, method: Chains, lanes: int) -> State:
+def _first_state(density: LogDensity, method: Chains, kind: Kind, lanes: int) -> State:
     dim = density.dim
     chains = -(-method.chains // lanes) * lanes
     memory = min(method.warmup, max(50, _WINDOW_BYTES // (16 * dim * chains)))
@@ -110,10 +111,10 @@ def _first_state(density: LogDensity, method: Chains, lanes: int) -> State:
         warmup=method.warmup,
         thinning=method.thinning,
         kernel=int(method.kernel),
-        metric=int(_KINDS[method.metric]),
+        metric=int(_KINDS[kind]),
         max_tree_depth=getattr(method, "max_tree_depth", 0),
         max_steps=_MAX_HMC_STEPS,
-        max_rank=min(_MAX_RANK, dim) if method.metric == "low_rank" else 0,
+        max_rank=min(_MAX_RANK, dim) if kind == "low_rank" else 0,
         chunk=method.draws,
         memory=memory,
         divergence_capacity=_DIVERGENCES_KEPT if method.kernel != Kernel.RANDOM_WALK else 0,

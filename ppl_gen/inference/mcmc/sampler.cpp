@@ -429,9 +429,8 @@ struct Chain {
         }
     }
 
-    // A branch that turns or diverges adds nothing to the tree.
+    // A branch that turns or diverges adds nothing to the tree, its depth included.
     void end_tree() {
-        s.depth[c] += 1;
         end_transition(s.sum_acceptance[c] / (double)s.steps[c]);
     }
 

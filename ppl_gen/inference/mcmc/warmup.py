@@ -30,6 +30,8 @@ class Stage:
 def stages(warmup: int) -> list[Stage]:
     """Return the stages of a warm-up: windows that grow, and a tenth at the end for the step size.
 
+    Each estimate is made from the last two windows.
+
     Args:
         warmup: Number of transitions of the warm-up.
 
@@ -44,9 +46,8 @@ def stages(warmup: int) -> list[Stage]:
         following = math.ceil(1.5 * length)
         if end + following > last:  # the rest is too short for a window of its own
             end = last
-        # A window reaches back over half of the one before, which was nearly as good.
-        reach = min(end - start + (found[-1].window // 2 if found else 0), end)
-        found.append(Stage(end, reach))
+        before = found[-2].stop if len(found) > 1 else 0
+        found.append(Stage(end, end - before))
         start, length = end, following
     return found
 

@@ -577,7 +577,11 @@ FAULTS = {
         "false",
     ),
     "no check across halves of a subtree": Fault("if (halves && (", "halves", "false"),
-    "no check across the seam": Fault("|| old_far <= 0 ||", "old_far <= 0", "false"),
+    "no check across the seam": Fault(
+        "|| old_far <= 0 || old_first <= 0 ||\n                     new_outer <= 0 || new_last <= 0;",
+        "old_far <= 0 || old_first <= 0 ||\n                     new_outer <= 0 || new_last <= 0",
+        "false",
+    ),
     "wrong sign of the weights": Fault(
         "log_weight = s.energy[c] - energy;", "s.energy[c] - energy", "energy - s.energy[c]"
     ),
@@ -644,7 +648,7 @@ def plant(engine: Engine, fault: str) -> None:
 def test_trees_of_a_wrong_rule_are_others(fault: str) -> None:
     got, expected, _ = grow_trees("native", fault)
     wrong = (got[:, :3] != expected[:, :3]).any(axis=1)
-    assert wrong.any()
+    assert wrong.sum() >= 5
 
 
 # ---- chains that start in exact draws
@@ -713,10 +717,13 @@ def test_exact_draws_do_not_stay_exact_under_a_fault(fault: str, kernel: Kernel)
 
 
 def edge(kind: str) -> LogDensity:
-    """A standard normal variable with a border at 1."""
+    """Two standard normal variables, with a border at 1 for the first."""
 
     def model() -> None:
-        x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))[0]
+        # The prior, from which the model is run once, hardly ever gets to the border.
+        both = pyro.sample("x", dist.Normal(torch.zeros(2), 0.2).to_event(1))
+        pyro.factor("wider", (both**2).sum() * (0.5 / 0.2**2 - 0.5))
+        x = both[0]
         inside = x < 1
         if kind == "infinite density":
             pyro.factor("border", torch.where(inside, 0.0, -torch.inf))
