@@ -93,7 +93,7 @@ class Bench:
         except subprocess.TimeoutExpired:
             return {"error": f"more than {self.timeout:g} s"}
         if done.returncode:
-            return {"error": done.stderr.strip().splitlines()[-1:]}
+            return {"error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
         result: Record = json.loads(done.stdout.splitlines()[-1])
         return result
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from ppl_gen.core.posterior import Posterior
 
 __all__ = ["Guide", "GuideDraws", "Method", "Problem", "Result"]
 
@@ -22,6 +27,12 @@ class Problem:
         device: Where to run.
         seed: The seed, set already.
         progress: Whether to show a progress bar.
+        out: A folder that is not there yet, to write draws to as they are made; a method that
+            cannot do so leaves it alone.
+        identity: What the folder is to remember of the problem, for `resume`.
+        previous: The posterior of an earlier part of the same run, to go on from.
+        prepared: Whether the data went through the pair's `prepare` already.
+        started: Reading of `time.perf_counter` at which the user began to wait.
     """
 
     pair: nn.Module
@@ -29,6 +40,11 @@ class Problem:
     device: torch.device
     seed: int
     progress: bool
+    out: Path | None = None
+    identity: Mapping[str, Any] | None = None
+    previous: Posterior | None = None
+    prepared: bool = False
+    started: float = field(default_factory=time.perf_counter)
 
 
 @dataclass(frozen=True)
@@ -75,7 +91,9 @@ class Result:
     """What a method returns.
 
     Args:
-        draws: Draws of the latent sites, (chain, draw, *site).
+        draws: Draws of the latent sites, (chain, draw, *site); of a method that writes them to a
+            folder as they are made, deterministic sites among them.
+        latents: Names of the latent sites among the draws; None: all.
         sample_stats: One number for each draw, by ArviZ's names, (chain, draw).
         data: The data that the draws belong to: prepared, and where it is stored.
         local_plate: Name of the mini-batched plate whose latent sites are not among the draws, if
@@ -87,10 +105,16 @@ class Result:
         interrupted: Whether the user stopped it early.
         failure: Why it had to stop, where it had to.
         dtype: What it computed in.
+        divergences: Where trajectories diverged, by site, (divergence, *site).
+        divergence_chain: The chain of each, (divergence,).
+        checkpoint: Where its chains are, for `Posterior.extend`.
+        warnings: What the user should know about the run, in plain words.
+        facts: More for the posterior's provenance.
     """
 
-    draws: dict[str, torch.Tensor]
-    sample_stats: dict[str, torch.Tensor] = field(default_factory=dict)
+    draws: Mapping[str, torch.Tensor]
+    latents: tuple[str, ...] | None = None
+    sample_stats: Mapping[str, torch.Tensor] = field(default_factory=dict)
     data: Mapping[str, Any] | None = None
     local_plate: str | None = None
     guide: nn.Module | None = None
@@ -100,6 +124,11 @@ class Result:
     interrupted: bool = False
     failure: str | None = None
     dtype: torch.dtype = torch.float64
+    divergences: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    divergence_chain: torch.Tensor | None = None
+    checkpoint: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Method(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ppl_gen.core.archive import StoredDraws
 from ppl_gen.core.arguments import bind, move, num_bytes
 from ppl_gen.core.discrete import dependent_on_discrete, draw_discrete
 from ppl_gen.core.draws import map_draws
@@ -26,7 +27,7 @@ from ppl_gen.core.structure import Site, StartValues, Unobserve, drawing, trace_
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Posterior"]
+__all__ = ["Outline", "Posterior"]
 
 Draws = dict[str, torch.Tensor]
 
@@ -54,17 +55,23 @@ class Posterior:
         elbo: Estimate of the evidence lower bound and its Monte Carlo standard error.
         local_plate: Name of the mini-batched plate, whose sites `sample(data)` draws.
         interrupted: Whether the run was stopped before its end.
-        provenance: Method, options, seed, versions, dtype, device, seconds, gradient evaluations.
+        provenance: Method, options, seed, versions, dtype, device, seconds, gradient evaluations;
+            for MCMC also the engine that ran and the seconds to the first draw.
+        divergences: Where trajectories diverged, at most 200 of each chain, by site,
+            (divergence, *site).
+        divergence_chain: The chain of each divergence, (divergence,).
+        warnings: What to know about the run, in plain words.
+        checkpoint: Where its chains are, for `extend`.
     """
 
-    draws: Draws
+    draws: Mapping[str, torch.Tensor]
     latents: tuple[str, ...]
     observed: tuple[str, ...] = ()
     pair: nn.Module | None = None
     data: Mapping[str, Any] | None = None
     dims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     coords: Mapping[str, list[Any]] = field(default_factory=dict)
-    sample_stats: Draws = field(default_factory=dict)
+    sample_stats: Mapping[str, torch.Tensor] = field(default_factory=dict)
     is_mcmc: bool = True
     guide: nn.Module | None = None
     history: torch.Tensor | None = None
@@ -72,6 +79,10 @@ class Posterior:
     local_plate: str | None = None
     interrupted: bool = False
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    divergences: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    divergence_chain: torch.Tensor | None = None
+    warnings: tuple[str, ...] = ()
+    checkpoint: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def __getitem__(self, site: str) -> torch.Tensor:
         """Return the draws of a site, (chain, draw, *site)."""
@@ -85,9 +96,8 @@ class Posterior:
 
     def __repr__(self) -> str:
         """Return what it is in one line a site."""
-        sites = "".join(
-            f"\n  {name} {tuple(value.shape[2:])}" for name, value in self.draws.items()
-        )
+        sites = "".join(f"\n  {name} {shape[2:]}" for name, shape in self._shapes.items())
+        sites += "".join(f"\n! {warning}" for warning in self.warnings)
         method = self.provenance.get("method", "unknown method")
         stopped = ", interrupted" if self.interrupted else ""
         chains = f"{self.num_chains} chains x {self.num_draws} draws"
@@ -107,12 +117,19 @@ class Posterior:
     @property
     def num_chains(self) -> int:
         """Number of chains; 1 for a variational posterior."""
-        return next((value.shape[0] for value in self.draws.values()), 1)
+        return next((shape[0] for shape in self._shapes.values()), 1)
 
     @property
     def num_draws(self) -> int:
         """Number of draws in each chain."""
-        return next((value.shape[1] for value in self.draws.values()), 0)
+        return next((shape[1] for shape in self._shapes.values()), 0)
+
+    @property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the draws by site; those on disk are not read for it."""
+        if isinstance(self.draws, StoredDraws):
+            return self.draws.shapes
+        return {name: tuple(value.shape) for name, value in self.draws.items()}
 
     def sample(
         self, data: Mapping[str, Any] | None = None, draws: int = 1000, seed: int = 0
@@ -331,8 +348,32 @@ class Posterior:
 
         return arviz_groups(self, predictive_draws, seed)
 
+    def extend(self, draws: int, *, progress: bool = True) -> Posterior:
+        """Go on drawing where the chains of an MCMC posterior stopped, without a new warm-up.
+
+        The result is what the run would have been with more draws from the start. A posterior in
+        memory is left as it is; of one in a folder (that of `fit(out=...)`, or loaded) the folder
+        is continued, and this posterior goes on showing the draws it had.
+
+        Args:
+            draws: Number of draws of each chain to add.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            The posterior with all draws.
+
+        Raises:
+            ValueError: If it is not of a method that can go on, or pair or data are missing.
+        """
+        from ppl_gen.core.fit import extend
+
+        return extend(self, draws, progress)
+
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the posterior to a folder: NetCDF, safetensors and JSON, never pickle.
+        """Write the posterior to a folder: zarr, safetensors and JSON, never pickle.
+
+        `xarray.open_zarr(path / "draws.zarr", group="posterior", consolidated=False)` reads the
+        draws; other groups are sample_stats and divergences.
 
         Args:
             path: The folder, which must not exist yet.
@@ -410,44 +451,86 @@ class Posterior:
         return {n: v.reshape(chains, count, *v.shape[1:]) for n, v in flat.items()}
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What a posterior is to hold, as one run of its pair's model shows it.
+
+    Args:
+        pair: The pair, ready to be run on the CPU.
+        data: The data likewise.
+        sites: The sites that are kept for it.
+        deterministic: Names of the deterministic ones that follow from the latent ones.
+        observed: Names of the observed ones.
+    """
+
+    pair: nn.Module
+    data: Mapping[str, Any]
+    sites: Mapping[str, Site]
+    deterministic: tuple[str, ...]
+    observed: tuple[str, ...]
+
+    @classmethod
+    def of(cls, posterior: Posterior) -> Outline:
+        """Return the outline of a posterior whose pair, data and latents are known."""
+        if posterior.local_plate is not None:
+            # Only a few rows are needed to see the sites, and all of them may be very many.
+            few = dataclasses.replace(posterior, data=_first_rows(posterior))
+            pair, data = few._prepared(None)
+        else:
+            pair, data = posterior._run_on(None)
+        found = trace_sites(pair, data)
+        sites = {
+            name: site
+            for name, site in found.items()
+            if not (posterior.local_plate and site.inside(posterior.local_plate))
+        }
+        wanted = [name for name, site in sites.items() if site.kind == "deterministic"]
+        drawn = posterior.latents
+        if any(site.kind == "discrete" and name not in drawn for name, site in sites.items()):
+            # Without draws of those latents, a value that follows from them is one of the prior.
+            depends = dependent_on_discrete(pair, data, wanted)
+            wanted = [name for name in wanted if name not in depends]
+        observed = tuple(name for name, site in found.items() if site.kind == "observed")
+        return cls(pair, data, sites, tuple(wanted), observed)
+
+    def values(self, latents: Mapping[str, torch.Tensor]) -> Draws:
+        """Return the deterministic sites of one draw of the latent ones."""
+        return _run(self.pair, self.data, latents, list(self.deterministic))
+
+    def dims(self, drawn: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """Return the names of the axes of the sites that were drawn."""
+        return {name: self.sites[name].dims for name in drawn if name in self.sites}
+
+    def coords(self, drawn: Iterable[str]) -> dict[str, list[Any]]:
+        """Return labels along the plates of the sites that were drawn, and the observed ones."""
+        used = {axis for dims in self.dims(drawn).values() for axis in dims}
+        return {
+            plate.name: list(range(plate.size))
+            for site in self.sites.values()
+            for plate in site.plates
+            if plate.name in used or site.kind == "observed"
+        }
+
+
 def assemble(posterior: Posterior) -> Posterior:
     """Return a posterior with its deterministic sites, dims and coords filled in from the model.
 
     Args:
         posterior: One with draws of its latent sites, its pair and data.
     """
-    if posterior.local_plate is not None:
-        # Only a few rows are needed to see the sites, and all of them may be very many.
-        few = dataclasses.replace(posterior, data=_first_rows(posterior))
-        pair, data = few._prepared(None)
-    else:
-        pair, data = posterior._run_on(None)
-    found = trace_sites(pair, data)
-    sites = {
-        name: site
-        for name, site in found.items()
-        if not (posterior.local_plate and site.inside(posterior.local_plate))
-    }
-    wanted = [name for name, site in sites.items() if site.kind == "deterministic"]
-    summed_out = [n for n, s in sites.items() if s.kind == "discrete" and n not in posterior.draws]
-    if summed_out:
-        # Without draws of those latents, a value that follows from them would be one of the prior.
-        depends = dependent_on_discrete(pair, data, wanted)
-        wanted = [name for name in wanted if name not in depends]
-    draws = {name: value.cpu() for name, value in posterior.draws.items()}
-    if wanted and draws:
-        latents = {name: draws[name] for name in posterior.latents if name in sites}
-        draws |= posterior._map(lambda values: _run(pair, data, values, wanted), latents)
-    dims = {name: sites[name].dims for name in draws if name in sites}
-    coords = {
-        plate.name: list(range(plate.size))
-        for name, site in sites.items()
-        for plate in site.plates
-        if any(plate.name in dims.get(drawn, ()) for drawn in draws) or site.kind == "observed"
-    }
-    observed = tuple(name for name, site in found.items() if site.kind == "observed")
+    outline = Outline.of(posterior)
+    draws = posterior.draws
+    if not isinstance(draws, StoredDraws):
+        draws = {name: value.cpu() for name, value in draws.items()}
+    if draws and any(name not in draws for name in outline.deterministic):
+        latents = {name: draws[name] for name in posterior.latents if name in outline.sites}
+        draws = {**draws, **posterior._map(outline.values, latents)}
     return dataclasses.replace(
-        posterior, draws=draws, dims=dims, coords=coords, observed=observed or posterior.observed
+        posterior,
+        draws=draws,
+        dims=outline.dims(draws),
+        coords=outline.coords(draws),
+        observed=outline.observed or posterior.observed,
     )
 
 
@@ -462,7 +545,7 @@ def _shared_discrete(sites: Mapping[str, Site]) -> list[str]:
     ]
 
 
-def _check_shapes(draws: Draws, sites: Mapping[str, Site]) -> None:
+def _check_shapes(draws: Mapping[str, torch.Tensor], sites: Mapping[str, Site]) -> None:
     """Refuse draws of latent sites that have other shapes in a run of the model."""
     for name, value in draws.items():
         expected, got = tuple(value.shape[2:]), sites[name].shape

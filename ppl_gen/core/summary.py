@@ -38,11 +38,12 @@ def summarise(posterior: Posterior) -> pd.DataFrame:
     for site, draws in posterior.draws.items():
         array = draws.numpy().reshape(*draws.shape[:2], -1)
         pooled = array.reshape(-1, array.shape[2]).astype(np.float64)
-        spread = pooled.std(0, ddof=1) if len(pooled) > 1 else np.full(pooled.shape[1], np.nan)
+        quantiles = np.quantile(pooled, [0.05, 0.5, 0.95], axis=0)
+        one = np.full(array.shape[2], np.nan)
         columns = {
-            "mean": pooled.mean(0),
-            "sd": spread,
-            **dict(zip(("q5", "q50", "q95"), np.quantile(pooled, [0.05, 0.5, 0.95], 0), strict=True)),
+            "mean": pooled.mean(axis=0),
+            "sd": pooled.std(axis=0, ddof=1) if len(pooled) > 1 else one,
+            **{q: quantiles[i] for i, q in enumerate(("q5", "q50", "q95"))},
         }
         if posterior.is_mcmc:
             columns |= {

@@ -134,12 +134,12 @@ class Calibration:
         FigureCanvasAgg(figure)
         panel = figure.subplots()
         size, grid = len(self.ranks), np.arange(1, self.max_rank + 1) / (self.max_rank + 1)
-        at, ends = np.concatenate([[0.0], grid, [1.0]]), np.zeros((1, len(self.names)))
+        at = np.concatenate([[0.0], grid, [1.0]])
         inside = _tails(size, self.max_rank) > _level(size, self.max_rank, alpha / len(self.names))
         edges = np.stack([inside.argmax(axis=1), size - inside[:, ::-1].argmax(axis=1)], axis=1)
-        edges = np.concatenate([ends[:, :1], edges / size - grid[:, None], ends[:, :1]])
+        edges = np.pad(edges / size - grid[:, None], ((1, 1), (0, 0)))
         panel.fill_between(at, edges[:, 0], edges[:, 1], color="#8a8f98", alpha=0.25, linewidth=0)
-        curves = np.concatenate([ends, self._counts() / size - grid[:, None], ends])
+        curves = np.pad(self._counts() / size - grid[:, None], ((1, 1), (0, 0)))
         verdicts = self.table(alpha)["verdict"]
         colours = iter(["#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00"])
         for name, verdict, curve in zip(self.names, verdicts, curves.T, strict=True):

@@ -413,7 +413,6 @@ class EagerEngine:
         s.branch_gradient[chosen] = s.gradient[chosen]
         s.branch_log_prob[chosen] = s.log_prob[chosen]
         turning = c[odd][self._turns_within_branch(c[odd])]
-        # A branch that turns or diverges adds nothing to the tree.
         self._end_tree(torch.cat([diverging, turning]))
         c = c[~torch.isin(c, turning)]
         s.last_momentum[c] = s.momentum[c]
@@ -494,8 +493,8 @@ class EagerEngine:
         self._begin_branch(c[~ends])
 
     def _end_tree(self, c: torch.Tensor) -> None:
+        """End at a branch that turns or diverges: it adds nothing to the tree or its depth."""
         s = self._state
-        s.depth[c] += 1
         self._end_transition(c, s.sum_acceptance[c] / s.steps[c])
 
     # ---- HMC: a path of random length, then Metropolis

@@ -31,7 +31,7 @@ def eagerly(density: LogDensity) -> Evaluate:
     """Return a function from vectors (n, dim) to values (n,) and gradients, without compiling."""
 
     def evaluate(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        leaf = vectors.to(density.device, density.dtype).requires_grad_()
+        leaf = vectors.detach().clone().to(density.device, density.dtype).requires_grad_()
         values = density.log_prob(leaf)
         (gradients,) = torch.autograd.grad(values.sum(), leaf)
         return values.detach().cpu().double(), gradients.cpu().double()

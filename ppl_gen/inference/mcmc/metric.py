@@ -305,8 +305,12 @@ def _by_fisher(
         basis, root = _whitening(points / scale, slopes * scale, regularization)
         inner = np.eye(len(scale)) + basis @ (root - np.eye(len(root))) @ basis.T
         return Dense(_lower_factor((scale[:, None] * inner).T))
+    if 3 < len(points) < len(scale):
+        # So few points have directions that stand out by chance: fit on half of them, keep what
+        # the other half confirms.
+        metric = _fisher_low_rank(scale, points[::2], slopes[::2], rank, regularization, cutoff)
+        return _confirmed(metric, points[1::2], slopes[1::2], cutoff)
     metric = _fisher_low_rank(scale, points, slopes, rank, regularization, cutoff)
-    # With fewer points than coordinates this fits noise.
     if len(points) >= len(scale):
         scale = _refined_scale(metric, points, slopes)
         metric = _fisher_low_rank(scale, points, slopes, rank, regularization, cutoff)
@@ -320,6 +324,17 @@ def _fisher_low_rank(
     basis, root = _whitening(points / scale, slopes * scale, regularization)
     directions, stretch, _ = linalg.svd(root)
     return _low_rank(scale, basis @ directions, stretch, rank, cutoff)
+
+
+def _confirmed(metric: LowRank, points: Array, slopes: Array, cutoff: float) -> LowRank:
+    """Keep the directions that other points confirm, with the stretches that these have."""
+    spread = _variance((points / metric.scale) @ metric.directions)
+    steepness = _variance((slopes * metric.scale) @ metric.directions)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        stretch = np.nan_to_num((spread / steepness) ** 0.25, nan=1.0, posinf=1.0)
+    same_side = (stretch > 1.0) == (metric.stretch > 1.0)
+    stretch = np.where(same_side & (metric.stretch != 1.0), stretch, 1.0)
+    return _low_rank(metric.scale, metric.directions, stretch, len(stretch), cutoff)
 
 
 def _whitening(points: Array, slopes: Array, ridge: float) -> tuple[Array, Array]:

@@ -95,7 +95,7 @@ def test_divergences_are_marked() -> None:
         v = pyro.sample("v", dist.Normal(0.0, 3.0))
         pyro.sample("x", dist.Normal(torch.zeros(5), (v / 2).exp()).to_event(1))
 
-    method = NUTS(chains=1, draws=60, warmup=60, target_accept=0.5)
+    method = NUTS(chains=4, draws=500, warmup=200, target_accept=0.5)
     assert fit(funnel, {}, method, progress=False).sample_stats["diverging"].any()
     careful = NUTS(chains=1, draws=60, warmup=60)
     smooth = fit(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), {}, careful, progress=False)
@@ -111,7 +111,7 @@ def test_ctrl_c_returns_whole_chains() -> None:
             signal.raise_signal(signal.SIGINT)
         pyro.sample("z", dist.Normal(0.0, 1.0))
 
-    method = NUTS(chains=2, draws=10_000, warmup=20)
+    method = NUTS(chains=2, draws=10_000, warmup=20, engine="pyro")
     result = fit(model, {}, method, progress=False)
     assert result.interrupted
     assert result["z"].shape[0] == 2
@@ -162,7 +162,7 @@ def test_ctrl_c_in_warmup_says_that_there_is_nothing_to_keep() -> None:
         pyro.sample("z", dist.Normal(0.0, 1.0))
 
     with pytest.raises(KeyboardInterrupt, match="NUTS was interrupted in warm-up"):
-        fit(model, {}, NUTS(chains=2, draws=10, warmup=1000), progress=False)
+        fit(model, {}, NUTS(chains=2, draws=10, warmup=1000, engine="pyro"), progress=False)
 
 
 def test_options_are_whole_numbers() -> None:

@@ -175,6 +175,16 @@ def test_fewer_points_than_coordinates_are_better_than_the_diagonal(
         assert condition(estimate(kind, draws, gradients), covariance) < diagonal / 10
 
 
+def test_chance_directions_are_not_kept(rng: np.random.Generator) -> None:
+    # Independent coordinates with heavy tails: whatever stands out among few points is chance.
+    # Without the other half's word for it a fit keeps dozens of directions.
+    draws = rng.standard_t(5, size=(150, 400))
+    gradients = -6 * draws / (5 + np.square(draws))
+    metric = estimate("low_rank", draws, gradients)
+    assert isinstance(metric, LowRank)
+    assert (metric.stretch != 1.0).sum() <= 1
+
+
 def test_a_nearly_singular_correlation(rng: np.random.Generator) -> None:
     scale = np.array([30.0, 0.01])
     covariance = scale[:, None] * correlated_pairs(2, [-0.99999]) * scale

@@ -1,0 +1,121 @@
+"""What makes two fits the same run: asked before a run is gone on with."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ppl_gen.core.arguments import move
+from ppl_gen.core.method import Method
+from ppl_gen.core.pair import cast, own_copy, pair_config, prepare
+from ppl_gen.core.posterior import Posterior
+from ppl_gen.core.scope import isolated
+from ppl_gen.core.structure import trace_sites
+
+__all__ = ["differences", "identity_of", "options_of"]
+
+Identity = Mapping[str, Mapping[str, Any]]
+
+
+def identity_of(
+    pair: nn.Module, data: Mapping[str, Any], method: Method, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Return what a run depends on, as JSON values.
+
+    Args:
+        pair: The pair.
+        data: The data, as `bind` returns it.
+        method: The method.
+        seed: The seed.
+
+    Returns:
+        By kind (data, pair, parameter, site, option) and name, values or digests.
+    """
+    built_in = type(pair).__module__.startswith("ppl_gen.models")
+    found = {
+        "data": {name: _described(value) for name, value in data.items()},
+        "pair": {"class": type(pair).__name__} | (pair_config(pair) if built_in else {}),
+        "parameter": {name: _described(value) for name, value in pair.state_dict().items()},
+        "option": {"method": type(method).__name__, "seed": seed, **options_of(method)},
+        "site": _sites(pair, data, method) if method.is_mcmc else {},
+    }
+    plain: dict[str, dict[str, Any]] = json.loads(json.dumps(found, default=repr))
+    return plain
+
+
+def differences(before: Identity, after: Identity) -> list[str]:
+    """Return in words what is not the same.
+
+    Args:
+        before: What a run depended on.
+        after: What another one depends on.
+    """
+    found = []
+    for kind, were in before.items():
+        now = after[kind]
+        for name in [*were, *(name for name in now if name not in were)]:
+            old, new = were.get(name, "none"), now.get(name, "none")
+            if old != new:
+                found.append(f"{kind} '{name}' was {old}, is {new}")
+    return found
+
+
+def options_of(method: Method) -> dict[str, Any]:
+    """Return a method's options as JSON values; a posterior that it starts from as a digest."""
+    plain = (bool, int, float, str, type(None))
+    options: dict[str, Any] = {}
+    for option in dataclasses.fields(method):
+        value = getattr(method, option.name)
+        if isinstance(value, Posterior):
+            drawn = _digest(list(value.draws.values()))
+            value = f"{str(value).splitlines()[0]} (draws {drawn})"
+        options[option.name] = value if isinstance(value, plain) else str(value)
+    return options
+
+
+def _described(value: Any) -> str:
+    """Return shape, type and a digest of the tensors in a value, and all else as it is written."""
+    tensors = list(_tensors(value))
+    if isinstance(value, torch.Tensor):
+        kind = str(value.dtype).removeprefix("torch.")
+        return f"{tuple(value.shape)} {kind} with digest {_digest(tensors)}"
+    return f"{value!r}"[:200] if not tensors else f"{len(tensors)} tensors, {_digest(tensors)}"
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _digest(tensors: list[torch.Tensor]) -> str:
+    found = hashlib.sha256()
+    for tensor in tensors:
+        array = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        found.update(memoryview(array))
+    return found.hexdigest()[:16]
+
+
+def _sites(pair: nn.Module, data: Mapping[str, Any], method: Method) -> dict[str, str]:
+    """Return what each site of the model is, where all is cast as for the run."""
+    dtype = getattr(method, "dtype", torch.float64)
+    cpu = torch.device("cpu")
+    with isolated(0, dtype):
+        copied = cast(own_copy(pair), dtype, cpu)
+        sites = trace_sites(copied, prepare(copied, move(data, dtype, cpu)))
+    return {
+        name: f"{site.kind} {site.distribution} {site.shape} on {site.support} in plates "
+        f"{', '.join(plate.name for plate in site.plates) or 'none'}"
+        for name, site in sites.items()
+    }
