@@ -11,7 +11,7 @@ SHARED_DATA := $(wildcard ../shared/data)
 TESTS := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check test-arviz1 benchmarks wheel clean
+.PHONY: help install demo test check test-arviz1 posteriordb benchmarks wheel clean
 
 help:  ## Say what there is
 	@sed -n 's/^\([a-z0-9-]*\):.*##\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -31,6 +31,9 @@ check: install  ## Ruff, mypy, import-linter, doctests
 
 test-arviz1: install  ## Run the tests of the ArviZ adapter with ArviZ 1.x, where a Python for it is found
 	.ci/test-arviz1 $(BIN)/python
+
+posteriordb: install  ## Sample 20 reference posteriors and compare; the table goes to docs/posteriordb.md
+	OMP_NUM_THREADS=1 $(BIN)/python tests/posteriordb/table.py $(if $(SHARED_DATA),--data $(SHARED_DATA)/posteriordb) --out docs/posteriordb.md
 
 benchmarks: install  ## Measure; the results go to benchmarks/results
 	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done

@@ -42,28 +42,27 @@ class Archive:
     def create(
         self,
         group: str,
-        shapes: Mapping[str, tuple[int, ...]],
-        dtypes: Mapping[str, torch.dtype],
+        sites: Mapping[str, torch.Tensor],
         dims: Mapping[str, Sequence[str]],
-        axes: tuple[str, ...] = ("chain", "draw"),
+        axes: tuple[str, str],
     ) -> None:
         """Create a group of arrays, which hold NaN or 0 where nothing is written.
 
         Args:
             group: Its name.
-            shapes: Shape of each array by site, (chain, draw, *site).
-            dtypes: Their types.
+            sites: By site, a tensor of the type and shape (chain, draw, *site) of its array.
             dims: Names of the axes of the sites, where they have names.
-            axes: Names of the first axes.
+            axes: Names of the first two axes.
         """
         from zarr.codecs import Crc32cCodec
 
         target = self._root.require_group(group)
-        names = _array_names(shapes)
+        names = _array_names(sites)
         target.attrs["arrays"] = list(names.values())
         sizes: dict[str, int] = {}
-        for site, shape in shapes.items():
-            dtype = torch.empty(0, dtype=dtypes[site]).numpy().dtype
+        for site, value in sites.items():
+            shape = tuple(value.shape)
+            dtype = torch.empty(0, dtype=value.dtype).numpy().dtype
             bytes_per_draw = dtype.itemsize * math.prod(shape[2:])
             rows = min(shape[1], _PIECE_BYTES // max(bytes_per_draw, 1))
             event = _axis_names(names[site], shape[2:], dims.get(site), names, sizes)
@@ -78,9 +77,7 @@ class Archive:
                 attributes={"site": site},
             )
 
-    def write(
-        self, group: str, chain: int, start: int, values: Mapping[str, torch.Tensor]
-    ) -> None:
+    def write(self, group: str, chain: int, start: int, values: Mapping[str, torch.Tensor]) -> None:
         """Write draws of one chain.
 
         Args:

@@ -85,7 +85,10 @@ def _described(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         kind = str(value.dtype).removeprefix("torch.")
         return f"{tuple(value.shape)} {kind} with digest {_digest(tensors)}"
-    return f"{value!r}"[:200] if not tensors else f"{len(tensors)} tensors, {_digest(tensors)}"
+    if tensors:
+        return f"{len(tensors)} tensors with digest {_digest(tensors)}"
+    text = repr(value)  # which for some objects is their address, another one each time
+    return type(value).__name__ if " at 0x" in text else text[:200]
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -115,7 +118,7 @@ def _sites(pair: nn.Module, data: Mapping[str, Any], method: Method) -> dict[str
         copied = cast(own_copy(pair), dtype, cpu)
         sites = trace_sites(copied, prepare(copied, move(data, dtype, cpu)))
     return {
-        name: f"{site.kind} {site.distribution} {site.shape} on {site.support} in plates "
-        f"{', '.join(plate.name for plate in site.plates) or 'none'}"
+        name: f"{site.kind} {site.distribution} {site.shape} on {type(site.support).__name__}"
+        f"{''.join(f' in {plate.name}' for plate in site.plates)}"
         for name, site in sites.items()
     }

@@ -1,4 +1,4 @@
-"""Saving a posterior to a folder and loading it: NetCDF, safetensors and JSON.
+"""Saving a posterior to a folder and loading it: zarr, safetensors and JSON.
 
 No pickle is read, and nothing that a folder names is imported: a built-in pair is looked up by name
 among the package's own, a user's pair is passed in.
@@ -13,13 +13,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
+from ppl_gen.core.archive import Archive, StoredDraws
 from ppl_gen.core.errors import LoadError, unknown
 from ppl_gen.core.pair import as_pair, guide_of, own_copy, pair_config
 from ppl_gen.core.params import adopt_params
@@ -27,13 +28,22 @@ from ppl_gen.core.posterior import Posterior
 from ppl_gen.core.scope import isolated, seeded
 from ppl_gen.core.structure import trace_sites
 
-__all__ = ["load", "save"]
+__all__ = ["Run", "chains_of", "finish", "identity_in", "load", "read", "save"]
 
-FORMAT = 1
+FORMAT = 2
+RESUME = "pg.fit(pair, data, method, out=..., resume=True) goes on with it."
 _MANIFEST = "posterior.json"
-_DRAWS = "draws.nc"
+_DRAWS = "draws.zarr"
 _WEIGHTS = "weights.safetensors"
 _DATA = "data.safetensors"
+# Where the chains are, of a run by MCMC; the losses, of one by SVI.
+_STATE = "state.safetensors"
+_HISTORY = "history.loss"
+_AXES = {
+    "posterior": ("chain", "draw"),
+    "sample_stats": ("chain", "draw"),
+    "divergences": ("chain", "divergence"),
+}
 # The key that stands for a tensor inside of a dictionary or list of the data.
 _TENSOR = "<tensor>"
 
@@ -51,6 +61,17 @@ def save(posterior: Posterior, path: Path, *, overwrite: bool = False) -> Path:
             remedy = "Choose another folder, or pass overwrite=True to replace the posterior in it."
         msg = f"cannot save to {path}: it exists. {remedy}"
         raise FileExistsError(msg)
+    with _new_folder(path) as folder:
+        _write_parts(posterior, folder)
+        counts = _write_draws(posterior, folder)
+        _write_state(folder, posterior.checkpoint)
+        _write_manifest(posterior, folder, counts=counts)
+    return path
+
+
+@contextlib.contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """Give a scratch folder that takes its place when it is complete."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
@@ -59,18 +80,99 @@ def save(posterior: Posterior, path: Path, *, overwrite: bool = False) -> Path:
         raise type(error)(msg) from error
     try:
         scratch.chmod(0o755)
-        _write(posterior, scratch)
+        yield scratch
         if path.exists():
             shutil.rmtree(path)
         os.replace(scratch, path)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-    return path
+
+
+class Run:
+    """The folder of a run that is in progress: its draws, and where its chains are.
+
+    Whenever it is killed, the folder can be loaded, with the draws up to its last checkpoint.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._archive = Archive(path / _DRAWS)
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        posterior: Posterior,
+        identity: Mapping[str, Any] | None,
+        groups: Mapping[str, Mapping[str, torch.Tensor]],
+    ) -> Run:
+        """Make the folder of a new run.
+
+        Args:
+            path: The folder, not there yet, or empty.
+            posterior: What is known of the posterior: all but draws.
+            identity: What the run depends on.
+            groups: By group and site, tensors of the types and shapes of all draws, in which
+                nothing need be.
+        """
+        with _new_folder(path) as folder:
+            _write_parts(posterior, folder)
+            archive = Archive(folder / _DRAWS)
+            for group, sites in groups.items():
+                archive.create(group, sites, posterior.dims, _AXES[group])
+            _write_manifest(posterior, folder, identity=identity)
+        return cls(path)
+
+    @classmethod
+    def reopen(cls, path: Path, draws: int) -> Run:
+        """Open the folder of a run that is to go on, up to so many draws of each chain."""
+        run = cls(path)
+        manifest = _read_manifest(path)
+        # From now on the folder is that of a run in progress, whatever becomes of this one.
+        manifest["counts"] = None
+        manifest["files"] = {n: d for n, d in manifest["files"].items() if n in (_WEIGHTS, _DATA)}
+        if manifest["identity"] is not None:
+            manifest["identity"]["option"]["draws"] = draws
+        manifest["provenance"]["options"]["draws"] = draws
+        _replace(path / _MANIFEST, _json(manifest))
+        for group in ("posterior", "sample_stats"):
+            run._archive.grow(group, draws)
+        return run
+
+    def write(self, group: str, chain: int, start: int, values: Mapping[str, torch.Tensor]) -> None:
+        """Write draws of a chain; see `Archive.write`."""
+        self._archive.write(group, chain, start, values)
+
+    def save_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Keep where the chains are, in one step, after their draws."""
+        _write_state(self.path, state)
+
+    def read(self, group: str, counts: Sequence[int]) -> StoredDraws:
+        """Return what was written of a group, to be read from disk."""
+        return StoredDraws(self.path / _DRAWS, group, counts)
+
+
+def finish(posterior: Posterior, path: Path, counts: Mapping[str, Sequence[int]] | None) -> None:
+    """Write what is known of a posterior only now that its draws are in the folder.
+
+    Args:
+        posterior: The posterior.
+        path: The folder.
+        counts: Number of draws of each chain by group; None for a run that was interrupted.
+    """
+    identity = _read_manifest(path)["identity"]
+    _write_manifest(posterior, path, identity=identity, counts=counts)
 
 
 def load(path: str | Path, pair: Any = None) -> Posterior:
-    """Read a posterior that was written by `Posterior.save`.
+    """Read a posterior that was written by `Posterior.save` or `fit(out=...)`.
+
+    Draws stay on disk until they are asked for. A run that was killed is loaded with the draws that
+    every chain had at its last checkpoint.
 
     Args:
         path: The folder.
@@ -83,12 +185,35 @@ def load(path: str | Path, pair: Any = None) -> Posterior:
 
     Raises:
         FileNotFoundError: If there is no posterior in the folder.
-        LoadError: If it is truncated, was changed, is of another version, or the pair given does
-            not fit it.
+        LoadError: If it is truncated, was changed, is of another version, holds no draws yet, or
+            the pair given does not fit it.
     """
     path = Path(path)
+    posterior = read(path, pair)
+    if posterior is None or (posterior.checkpoint and posterior.num_draws == 0):
+        msg = f"the run in {path} has no draws yet: it was stopped in its warm-up. {RESUME}"
+        raise LoadError(msg)
+    return posterior
+
+
+def read(path: Path, pair: Any = None) -> Posterior | None:
+    """Read a posterior as `load` does, also one without draws; None before a first checkpoint."""
     manifest = _read_manifest(path)
-    draws, stats, history = _read_draws(path / _DRAWS)
+    state = _read_tensors(path / _STATE)
+    counts = manifest["counts"]
+    provenance = manifest["provenance"]
+    if counts is None:
+        if "written" not in state:
+            return None
+        # Stopped: the manifest is older than the checkpoint.
+        counts = {
+            "posterior": state["written"].tolist(),
+            "sample_stats": state["written"].tolist(),
+            "divergences": state["divergences_written"].tolist(),
+        }
+        provenance["seconds"] = float(state["seconds"])
+        provenance["gradient_evaluations"] = int(state["evaluations"].sum())
+    groups = {g: StoredDraws(path / _DRAWS, g, n) for g, n in counts.items()}
     weights = _read_tensors(path / _WEIGHTS)
     data = None
     if manifest["data"] is not None:
@@ -99,29 +224,50 @@ def load(path: str | Path, pair: Any = None) -> Posterior:
     if manifest["guide"] is not None:
         guide = _rebuild(manifest["guide"], _GUIDES)
         _fill(guide, weights, "guide.", path)
+    divergences = groups["divergences"]
     return Posterior(
-        draws=draws,
+        draws=groups["posterior"],
         latents=tuple(manifest["latents"]),
         observed=tuple(manifest["observed"]),
         pair=_pair(manifest["pair"], pair, weights, data, path),
         data=data,
         dims={name: tuple(dims) for name, dims in manifest["dims"].items()},
         coords=manifest["coords"],
-        sample_stats=stats,
+        sample_stats=groups["sample_stats"],
         is_mcmc=manifest["is_mcmc"],
         guide=guide,
-        history=history,
+        history=state.pop(_HISTORY, None),
         elbo=None if manifest["elbo"] is None else tuple(manifest["elbo"]),
         local_plate=manifest["local_plate"],
-        interrupted=manifest["interrupted"],
-        provenance=manifest["provenance"],
+        interrupted=manifest["interrupted"] or manifest["counts"] is None,
+        provenance=provenance,
+        divergences={site: divergences.joined(site) for site in divergences},
+        divergence_chain=chains_of(counts["divergences"]) if divergences else None,
+        warnings=tuple(manifest["warnings"]),
+        checkpoint=state,
     )
 
 
-def _write(posterior: Posterior, folder: Path) -> None:
+def identity_in(path: Path) -> dict[str, dict[str, Any]] | None:
+    """Return what the run in a folder depends on, as far as it was written down.
+
+    Raises:
+        FileNotFoundError: If there is no posterior in the folder.
+        LoadError: If it is damaged.
+    """
+    identity: dict[str, dict[str, Any]] | None = _read_manifest(path)["identity"]
+    return identity
+
+
+def chains_of(counts: Sequence[int]) -> torch.Tensor:
+    """Return the chain of each of the rows that chains have so many of."""
+    return torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+
+
+def _write_parts(posterior: Posterior, folder: Path) -> None:
+    """Write the weights and the data."""
     from safetensors.torch import save_file
 
-    _write_draws(posterior, folder / _DRAWS)
     weights: dict[str, torch.Tensor] = {}
     for prefix, module in (("pair.", posterior.pair), ("guide.", posterior.guide)):
         if module is not None:
@@ -130,17 +276,67 @@ def _write(posterior: Posterior, folder: Path) -> None:
     save_file(
         {n: v.detach().cpu().contiguous().clone() for n, v in weights.items()}, folder / _WEIGHTS
     )
-    stored = posterior.data is not None and posterior.local_plate is None
-    other: dict[str, Any] = {}
-    if stored:
-        assert posterior.data is not None
-        tensors: dict[str, torch.Tensor] = {}
-        other = {n: _take_tensors(v, n, tensors) for n, v in posterior.data.items()}
-        other = {n: v for n, v in other.items() if n not in tensors}
+    _, tensors = _split_data(posterior)
+    if tensors is not None:
         save_file({n: v.cpu().contiguous().clone() for n, v in tensors.items()}, folder / _DATA)
-    files = sorted(entry.name for entry in folder.iterdir())
-    for name in files:
-        (folder / name).chmod(0o644)
+    history = {} if posterior.history is None else {_HISTORY: posterior.history}
+    _write_state(folder, history)
+
+
+def _split_data(
+    posterior: Posterior,
+) -> tuple[dict[str, Any] | None, dict[str, torch.Tensor] | None]:
+    """Return the data that are no tensors, with the places of those that are, and the tensors."""
+    if posterior.data is None or posterior.local_plate is not None:
+        return None, None
+    tensors: dict[str, torch.Tensor] = {}
+    other = {n: _take_tensors(v, n, tensors) for n, v in posterior.data.items()}
+    return {n: v for n, v in other.items() if n not in tensors}, tensors
+
+
+def _write_draws(posterior: Posterior, folder: Path) -> dict[str, list[int]]:
+    """Write draws, statistics and divergences; return the number of each chain's."""
+    archive = Archive(folder / _DRAWS)
+    counts = {}
+    for group in ("posterior", "sample_stats"):
+        sites = posterior.draws if group == "posterior" else posterior.sample_stats
+        archive.create(group, sites, posterior.dims, _AXES[group])
+        for site, value in sites.items():
+            for chain, draws in enumerate(value):
+                archive.write(group, chain, 0, {site: draws})
+        counts[group] = [posterior.num_draws] * posterior.num_chains
+    chain = posterior.divergence_chain
+    places = [] if chain is None else [chain == c for c in range(posterior.num_chains)]
+    counts["divergences"] = [int(place.sum()) for place in places]
+    most = max(counts["divergences"], default=0)
+    padded = {
+        site: value.new_empty(len(places), most, *value.shape[1:])
+        for site, value in posterior.divergences.items()
+    }
+    archive.create("divergences", padded, posterior.dims, _AXES["divergences"])
+    for c, place in enumerate(places):
+        for site, value in posterior.divergences.items():
+            archive.write("divergences", c, 0, {site: value[place]})
+    return counts
+
+
+def _write_state(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
+    from safetensors.torch import save
+
+    _replace(folder / _STATE, save({n: v.detach().cpu().contiguous() for n, v in state.items()}))
+
+
+def _write_manifest(
+    posterior: Posterior,
+    folder: Path,
+    *,
+    identity: Mapping[str, Any] | None = None,
+    counts: Mapping[str, Sequence[int]] | None = None,
+) -> None:
+    files = [folder / name for name in (_WEIGHTS, _DATA) if (folder / name).is_file()]
+    if counts is not None:  # of a run in progress these still change
+        files += [folder / _STATE, *sorted((folder / _DRAWS).rglob("zarr.json"))]
+    other, _ = _split_data(posterior)
     manifest = {
         "format": FORMAT,
         "pair": None if posterior.pair is None else _describe(posterior.pair, _PAIRS),
@@ -153,48 +349,32 @@ def _write(posterior: Posterior, folder: Path) -> None:
         "elbo": posterior.elbo,
         "local_plate": posterior.local_plate,
         "interrupted": posterior.interrupted,
+        "warnings": posterior.warnings,
         "provenance": dict(posterior.provenance),
-        "data": {"other": _jsonable(other)} if stored else None,
-        "files": {name: _digest(folder / name) for name in files},
+        "identity": identity,
+        "counts": counts,
+        "data": None if other is None else {"other": _jsonable(other)},
+        "files": {file.relative_to(folder).as_posix(): _digest(file) for file in files},
     }
-    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    _replace(folder / _MANIFEST, _json(manifest))
 
 
-def _write_draws(posterior: Posterior, path: Path) -> None:
-    import xarray as xr
-
-    history = {} if posterior.history is None else {"loss": posterior.history}
-    groups = {
-        "posterior": posterior.draws,
-        "sample_stats": posterior.sample_stats,
-        "history": history,
-    }
-    mode: Literal["w", "a"] = "w"
-    for group, values in groups.items():
-        variables = {}
-        # NetCDF forbids some of the characters that site names may have.
-        for i, (name, value) in enumerate(values.items()):
-            array = value.detach().cpu().numpy()
-            attrs = {"site": name, "stored_as": str(array.dtype)}
-            dims = [f"v{i}_{axis}" for axis in range(array.ndim)]
-            variables[f"v{i}"] = (dims, array.astype("u1") if array.dtype == bool else array, attrs)
-        xr.Dataset(variables).to_netcdf(path, mode=mode, group=group, engine="h5netcdf")
-        mode = "a"
+def _json(manifest: Mapping[str, Any]) -> bytes:
+    return (json.dumps(manifest, indent=1) + "\n").encode()
 
 
-def _read_draws(
-    path: Path,
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor | None]:
-    import xarray as xr
-
-    groups: dict[str, dict[str, torch.Tensor]] = {}
-    for group in ("posterior", "sample_stats", "history"):
-        with xr.open_dataset(path, group=group, engine="h5netcdf") as dataset:
-            groups[group] = {
-                str(v.attrs["site"]): torch.from_numpy(v.values.astype(v.attrs["stored_as"]))
-                for v in dataset.data_vars.values()
-            }
-    return groups["posterior"], groups["sample_stats"], groups["history"].get("loss")
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file in one step: it is what it was or what it is to be, whatever happens."""
+    scratch = path.with_name(f".{path.name}.new")
+    try:
+        with scratch.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -216,7 +396,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         )
         raise LoadError(msg)
     for name, digest in files.items():
-        target = path / Path(name).name
+        target = path / name
         if not target.is_file() or _digest(target) != digest:
             what = "was changed or truncated" if target.is_file() else "is missing"
             msg = f"the posterior in {path} is damaged: {name} {what}. Restore it, or fit again."
