@@ -24,6 +24,7 @@ Init: TypeAlias = "Literal['uniform', 'prior', 'map'] | Posterior"
 
 _ATTEMPTS = 100
 _APPROACH_STEPS = 100
+_FAR_OUT = 1000.0
 _ASCENT_STEPS = 1000
 
 
@@ -49,7 +50,7 @@ def start_points(
         evaluate: Values (n,) and gradients (n, dim) of vectors (n, dim).
         chains: Number of chains.
         init: "uniform": each coordinate uniform on (-2, 2), moved uphill where it is so far out
-            that a step gains more than one nat a dimension; "prior": drawn from the prior; "map":
+            that a step gains more than a thousand nats a dimension; "prior": drawn from the prior; "map":
             near a mode that is climbed from a uniform point; a posterior: among its draws.
 
     Returns:
@@ -80,8 +81,8 @@ def _propose(
         return _prior(density, count)
     uniform = 4 * torch.rand(count, density.dim, dtype=torch.float64) - 2
     if init == "uniform":
-        # Far out in the tails gradients say nothing about the scale, and a chain can get stuck.
-        return _ascend(evaluate, uniform, _APPROACH_STEPS, least_gain=float(density.dim))
+        # Astronomically far out gradients say nothing about the scale, and a chain gets stuck.
+        return _ascend(evaluate, uniform, _APPROACH_STEPS, least_gain=_FAR_OUT * density.dim)
     if init == "map":
         # Chains that all start in one point could not tell that they have not mixed.
         mode = _ascend(evaluate, uniform, _ASCENT_STEPS, least_gain=1e-3)
