@@ -25,10 +25,10 @@ from ppl_gen.diagnostics import ess_bulk, rhat
 from ppl_gen.inference import NUTS
 
 METHOD = NUTS(chains=4, draws=1000)
-# The first two have regions that the step size of the default acceptance cannot enter or leave: chains
-# stick there, which divergences tell. The first is a funnel, in which a dense metric makes short
-# trajectories and so many more draws necessary. The third has modes of no weight, cycles of another
-# period, which swallow one in five chains that start anywhere.
+# The first two have regions that the step size of the default acceptance cannot enter or leave:
+# chains stick there, which divergences tell. The first is a funnel, in which a dense metric makes
+# short trajectories, and so many more draws necessary. The third has modes of no weight, cycles of
+# another period, which swallow one in five chains that start anywhere.
 CAREFUL = {
     "gp_pois_regr-gp_pois_regr": NUTS(chains=4, draws=1000, metric="diag", target_accept=0.95),
     "one_comp_mm_elim_abs-one_comp_mm_elim_abs": NUTS(chains=4, draws=1000, target_accept=0.95),

@@ -64,7 +64,7 @@ def uniform(
     step = _signed(0x9E3779B97F4A7C15)
     x = _mix(key + step * (transition + 1))
     x = _mix(x + step * (((purpose + 1) << 48) + count))
-    return (_shift_right(x, 11).double() + 0.5) * 2.0**-53
+    return (_shift_right(x, 12).double() + 0.5) * 2.0**-52  # never 0 nor 1
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:
@@ -318,7 +318,8 @@ class EagerEngine:
         s.position[c] = s.tree_position[c]
         if s.kernel != Kernel.RANDOM_WALK:
             s.force[c] = self._apply_transposed(c, s.tree_gradient[c])
-        s.energy[c] = _kinetic(s.momentum[c]) - s.tree_log_prob[c]
+        moving = s.kernel != Kernel.RANDOM_WALK
+        s.energy[c] = moving * _kinetic(s.momentum[c]) - s.tree_log_prob[c]
         s.direction[c] = 1
         s.steps[c] = 0
         s.depth[c] = 0

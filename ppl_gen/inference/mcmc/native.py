@@ -11,7 +11,10 @@ from ppl_gen.core.compiler.build import build
 from ppl_gen.core.compiler.compiled import CompiledLogDensity
 from ppl_gen.inference.mcmc.state import State, struct_declaration
 
-__all__ = ["NativeEngine"]
+__all__ = ["OPTIONS", "NativeEngine"]
+
+# Sums may be taken in another order; NaN and infinity keep their meaning.
+OPTIONS = ("-O3", "-fassociative-math", "-fno-signed-zeros")
 
 
 class NativeEngine:
@@ -65,8 +68,7 @@ class NativeEngine:
 @cache
 def _sampler() -> Any:
     text = (Path(__file__).parent / "sampler.cpp").read_text(encoding="utf-8")
-    # Sums may be taken in another order; NaN and infinity keep their meaning.
-    library = build(struct_declaration() + text, "-O3", "-fassociative-math", "-fno-signed-zeros")
+    library = build(struct_declaration() + text, *OPTIONS)
     library.advance.restype = ctypes.c_long
     library.advance.argtypes = [
         ctypes.c_void_p,

@@ -31,7 +31,7 @@ const int STATISTICS = 7;
 
 static const double INFINITE = __builtin_inf();
 
-static bool is_finite(double x) { return x - x == 0; }
+static bool is_finite(double x) { return __builtin_isfinite(x); }
 
 // ---- random numbers: a function of chain, transition, purpose and count, with no state to keep
 
@@ -47,7 +47,7 @@ static double uniform(word key, long transition, int purpose, long count) {
     const word step = 0x9E3779B97F4A7C15ull;
     word x = mix(key + step * (word)(transition + 1));
     x = mix(x + step * (((word)(purpose + 1) << 48) + (word)count));
-    return ((double)(x >> 11) + 0.5) * 0x1p-53;
+    return ((double)(x >> 12) + 0.5) * 0x1p-52;  // never 0 nor 1
 }
 
 // ---- vectors
@@ -241,7 +241,7 @@ struct Chain {
         draw_normal(r, MOMENTUM, 0);
         copy(of(s.position), of(s.tree_position), dim);
         if (s.kernel != RANDOM_WALK) apply_transposed(of(s.tree_gradient), of(s.force));
-        s.energy[c] = kinetic(r) - s.tree_log_prob[c];
+        s.energy[c] = -s.tree_log_prob[c] + (s.kernel == RANDOM_WALK ? 0 : kinetic(r));
         s.direction[c] = 1;
         s.steps[c] = 0;
         s.depth[c] = 0;
@@ -469,8 +469,8 @@ struct Chain {
     }
 };
 
-// Advance the chains [first, first + lanes) until one of them waits, or for a number of steps.
-// Lanes beyond `last` are idle. Returns the number of steps made.
+// Advance the chains from first to last - 1 until one of them waits, or for a number of steps.
+// Returns the number of steps made.
 extern "C" long advance(State* state, long first, long last, long most, LogDensity density, void* context) {
     State& s = *state;
     for (long step = 0; step < most; ++step) {
