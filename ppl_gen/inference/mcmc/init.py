@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+import numpy as np
 import torch
 
 from ppl_gen.core import LogDensity
@@ -25,7 +26,6 @@ Init: TypeAlias = "Literal['uniform', 'prior', 'map'] | Posterior"
 _ATTEMPTS = 100
 _APPROACH_STEPS = 100
 _FAR_OUT = 1000.0
-_ASCENT_STEPS = 1000
 
 
 def eagerly(density: LogDensity) -> Evaluate:
@@ -50,8 +50,9 @@ def start_points(
         evaluate: Values (n,) and gradients (n, dim) of vectors (n, dim).
         chains: Number of chains.
         init: "uniform": each coordinate uniform on (-2, 2), moved uphill where it is so far out
-            that a step gains more than a thousand nats a dimension; "prior": drawn from the prior; "map":
-            near a mode that is climbed from a uniform point; a posterior: among its draws.
+            that a step gains more than a thousand nats a dimension; "prior": drawn from the
+            prior; "map": near a mode that is climbed from a uniform point; a posterior: among
+            its draws.
 
     Returns:
         Points (chains, dim), log densities (chains,) and gradients (chains, dim).
@@ -85,8 +86,8 @@ def _propose(
         return _ascend(evaluate, uniform, _APPROACH_STEPS, least_gain=_FAR_OUT * density.dim)
     if init == "map":
         # Chains that all start in one point could not tell that they have not mixed.
-        mode = _ascend(evaluate, uniform, _ASCENT_STEPS, least_gain=1e-3)
-        return mode + 0.1 * torch.randn_like(mode)
+        modes = torch.stack([_mode(evaluate, point) for point in uniform])
+        return modes + 0.1 * torch.randn_like(modes)
     draws = _unconstrained(density, init)
     return draws[torch.randint(len(draws), (count,))]
 
@@ -134,6 +135,19 @@ def _ascend(
         gradients = torch.where(moved.unsqueeze(-1), gradient, gradients)
         values = torch.where(moved, value, values)
     return points
+
+
+def _mode(evaluate: Evaluate, point: torch.Tensor) -> torch.Tensor:
+    """Climb from a point to a mode by L-BFGS."""
+    from scipy.optimize import minimize
+
+    def descent(vector: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = evaluate(torch.from_numpy(vector).unsqueeze(0))
+        finite = bool(torch.isfinite(value)) and bool(torch.isfinite(gradient).all())
+        return (-float(value), -gradient[0].numpy()) if finite else (1e300, 0 * vector)
+
+    found = minimize(descent, point.numpy(), jac=True, method="L-BFGS-B")
+    return torch.from_numpy(found.x)
 
 
 def _unconstrained(density: LogDensity, posterior: Posterior) -> torch.Tensor:
