@@ -39,6 +39,7 @@ class Purpose(IntEnum):
     PATH_LENGTH = 4
     ACCEPT = 5
     SEARCH = 6
+    SHRINK = 7
 
 
 # ---- random numbers: a function of chain, transition, purpose and count, with no state to keep
@@ -220,7 +221,7 @@ class EagerEngine:
 
     def _before_density(self, c: torch.Tensor) -> None:
         s = self._state
-        step = (s.step_size[c] * s.direction[c]).unsqueeze(-1)
+        step = (s.step_size[c] * s.shrink[c] * s.direction[c]).unsqueeze(-1)
         if s.kernel != Kernel.RANDOM_WALK:
             s.momentum[c] += 0.5 * step * s.force[c]
         velocity = self._apply_metric(c, s.momentum[c])
@@ -233,7 +234,7 @@ class EagerEngine:
         if s.kernel == Kernel.RANDOM_WALK:
             self._end_random_walk(c)
             return
-        step = (s.step_size[c] * s.direction[c]).unsqueeze(-1)
+        step = (s.step_size[c] * s.shrink[c] * s.direction[c]).unsqueeze(-1)
         s.force[c] = self._apply_transposed(c, s.gradient[c])
         s.momentum[c] += 0.5 * step * s.force[c]
         energy = _kinetic(s.momentum[c]) - s.log_prob[c]
@@ -261,6 +262,7 @@ class EagerEngine:
     def _begin_search_step(self, c: torch.Tensor) -> None:
         s = self._state
         s.position[c] = s.tree_position[c]
+        s.shrink[c] = 1
         s.momentum[c] = self._draw_normal(c, Purpose.SEARCH, (s.dim + 1) * s.search_steps[c])
         s.force[c] = self._apply_transposed(c, s.tree_gradient[c])
         s.direction[c] = 1
@@ -325,17 +327,37 @@ class EagerEngine:
         s.depth[c] = 0
         s.diverging[c] = 0
         s.sum_acceptance[c] = 0
+        s.shrink[c] = 1
+        if s.kernel != Kernel.RANDOM_WALK:
+            self._shrink_step(c)
         if s.kernel == Kernel.HMC:
             self._begin_path(c)
         if s.kernel == Kernel.NUTS:
             self._begin_tree(c)
+
+    def _shrink_step(self, c: torch.Tensor) -> None:
+        """Make one transition in 20 by smaller steps, which free a chain from a narrow place."""
+        share = 0.05
+        u = self._random(c, Purpose.SHRINK, torch.zeros_like(c)) / share
+        power = (4 * u).floor() + 1
+        self._state.shrink[c] = torch.where(u < 1, 0.5**power, 1.0)
+
+    def _depth_limit(self, c: torch.Tensor) -> torch.Tensor:
+        """Return the deepest tree of this transition."""
+        s = self._state
+        usual = (1 + s.depth_sum[c] // s.depth_count[c].clamp(min=1)).clamp(max=s.max_tree_depth)
+        whole = (s.shrink[c] == 1) | (s.depth_count[c] == 0)
+        return torch.where(whole, s.max_tree_depth, usual)
 
     def _end_transition(self, c: torch.Tensor, acceptance: torch.Tensor) -> None:
         if len(c) == 0:
             return
         s = self._state
         warming_up = s.transition[c] < s.warmup
-        self._adapt_step_size(c[warming_up], acceptance[warming_up])
+        usual = warming_up & (s.shrink[c] == 1)
+        self._adapt_step_size(c[usual], acceptance[usual])
+        s.depth_sum[c[usual]] += s.depth[c[usual]]
+        s.depth_count[c[usual]] += 1
         self._remember_for_metric(c[warming_up])
         self._keep_draw(c[~warming_up], acceptance[~warming_up])
         s.transition[c] += 1
@@ -366,7 +388,7 @@ class EagerEngine:
         s.statistics[c, index, Statistic.ACCEPTANCE_RATE] = acceptance
         s.statistics[c, index, Statistic.TREE_DEPTH] = s.depth[c].double()
         s.statistics[c, index, Statistic.N_STEPS] = s.steps[c].double()
-        s.statistics[c, index, Statistic.STEP_SIZE] = s.step_size[c]
+        s.statistics[c, index, Statistic.STEP_SIZE] = s.step_size[c] * s.shrink[c]
         s.statistics[c, index, Statistic.DIVERGING] = s.diverging[c].double()
         s.kept[c] += 1
 
@@ -488,7 +510,7 @@ class EagerEngine:
         s.left_force[leftmost] = s.force[leftmost]
         s.left_momentum[leftmost] = s.momentum[leftmost]
         s.depth[c] += 1
-        ends = turns | (s.depth[c] == s.max_tree_depth)
+        ends = turns | (s.depth[c] == self._depth_limit(c))
         ended = c[ends]
         self._end_transition(ended, s.sum_acceptance[ended] / s.steps[ended])
         self._begin_branch(c[~ends])

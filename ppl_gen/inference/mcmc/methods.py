@@ -84,6 +84,8 @@ class NUTS(Chains):
     """The No-U-Turn sampler, on any pair with continuous latents.
 
     Multinomial NUTS with the generalised criterion, many chains at once, none waiting for another.
+    One transition in 20, chosen at random, makes smaller steps, so that a chain in a narrow place,
+    where the usual step diverges, comes out again.
     The log density is compiled to machine code; where that is not possible, a warning says why and
     the eager engine runs. All parameters of the pair are constants.
 
@@ -190,7 +192,8 @@ class RandomWalk(Chains):
 
     References:
         Roberts, Gelman and Gilks (1997), Weak convergence and optimal scaling of random walk
-        Metropolis algorithms. Haario, Saksman and Tamminen (2001), An adaptive Metropolis algorithm.
+        Metropolis algorithms. Haario, Saksman and Tamminen (2001), An adaptive Metropolis
+        algorithm.
 
     Example:
         >>> RandomWalk(thinning=10).target_accept

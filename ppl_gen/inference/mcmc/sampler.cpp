@@ -25,7 +25,7 @@ typedef void (*LogDensity)(void* context, const double* positions, double* value
 enum Phase { SEARCHING, MOVING, WAITING, DONE };
 enum Kernel { NUTS, HMC, RANDOM_WALK };
 enum Metric { DIAGONAL, DENSE, LOW_RANK };
-enum Purpose { MOMENTUM, DIRECTION, WITHIN_BRANCH, BETWEEN_BRANCHES, PATH_LENGTH, ACCEPT, SEARCH };
+enum Purpose { MOMENTUM, DIRECTION, WITHIN_BRANCH, BETWEEN_BRANCHES, PATH_LENGTH, ACCEPT, SEARCH, SHRINK };
 enum Statistic { LP, ENERGY, ACCEPTANCE_RATE, TREE_DEPTH, N_STEPS, STEP_SIZE, DIVERGING };
 const int STATISTICS = 7;
 
@@ -143,7 +143,7 @@ struct Chain {
         if (s.phase[c] != SEARCHING && s.phase[c] != MOVING) return;
         double *q = of(s.position), *r = of(s.momentum), *velocity = of(s.scratch);
         const double* force = of(s.force);
-        double step = s.step_size[c] * s.direction[c];
+        double step = s.step_size[c] * s.shrink[c] * (double)s.direction[c];
         if (s.kernel != RANDOM_WALK)
             for (long i = 0; i < dim; ++i) r[i] += 0.5 * step * force[i];
         apply_metric(r, velocity);
@@ -162,7 +162,7 @@ struct Chain {
             return;
         }
         double *r = of(s.momentum), *force = of(s.force);
-        double step = s.step_size[c] * s.direction[c];
+        double step = s.step_size[c] * s.shrink[c] * (double)s.direction[c];
         apply_transposed(of(s.gradient), force);
         for (long i = 0; i < dim; ++i) r[i] += 0.5 * step * force[i];
         double energy = kinetic(r) - s.log_prob[c];
@@ -191,6 +191,7 @@ struct Chain {
 
     void begin_search_step() {
         copy(of(s.position), of(s.tree_position), dim);
+        s.shrink[c] = 1;
         draw_normal(of(s.momentum), SEARCH, (dim + 1) * s.search_steps[c]);
         apply_transposed(of(s.tree_gradient), of(s.force));
         s.direction[c] = 1;
@@ -247,14 +248,36 @@ struct Chain {
         s.depth[c] = 0;
         s.diverging[c] = 0;
         s.sum_acceptance[c] = 0;
+        s.shrink[c] = 1;
+        if (s.kernel != RANDOM_WALK) shrink_step();
         if (s.kernel == HMC) begin_path();
         if (s.kernel == NUTS) begin_tree();
+    }
+
+    // Where a density is much narrower than elsewhere the usual step diverges at once, and a chain
+    // would stay for good. So one transition in 20, whatever the position, makes steps of a half to
+    // a sixteenth, on trajectories of no more steps than usual (Neal 2011, section 5.4.2.2).
+    void shrink_step() {
+        const double share = 0.05;
+        double u = random(SHRINK, 0) / share;
+        if (u < 1) s.shrink[c] = u < 0.25 ? 0.5 : u < 0.5 ? 0.25 : u < 0.75 ? 0.125 : 0.0625;
+    }
+
+    // Deepest tree of this transition.
+    long depth_limit() const {
+        if (s.shrink[c] == 1 || s.depth_count[c] == 0) return s.max_tree_depth;
+        long usual = 1 + s.depth_sum[c] / s.depth_count[c];
+        return usual < s.max_tree_depth ? usual : s.max_tree_depth;
     }
 
     void end_transition(double acceptance) {
         bool warming_up = s.transition[c] < s.warmup;
         if (warming_up) {
-            adapt_step_size(acceptance);
+            if (s.shrink[c] == 1) {
+                adapt_step_size(acceptance);
+                s.depth_sum[c] += s.depth[c];
+                s.depth_count[c] += 1;
+            }
             remember_for_metric();
         } else {
             keep_draw(acceptance);
@@ -289,7 +312,7 @@ struct Chain {
         statistics[ACCEPTANCE_RATE] = acceptance;
         statistics[TREE_DEPTH] = (double)s.depth[c];
         statistics[N_STEPS] = (double)s.steps[c];
-        statistics[STEP_SIZE] = s.step_size[c];
+        statistics[STEP_SIZE] = s.step_size[c] * s.shrink[c];
         statistics[DIVERGING] = (double)s.diverging[c];
         s.kept[c] += 1;
     }
@@ -422,7 +445,7 @@ struct Chain {
         copy(of(right ? s.right_force : s.left_force), of(s.force), dim);
         copy(outer, last, dim);
         s.depth[c] += 1;
-        if (turns || s.depth[c] == s.max_tree_depth) {
+        if (turns || s.depth[c] == depth_limit()) {
             end_transition(s.sum_acceptance[c] / (double)s.steps[c]);
         } else {
             begin_branch();

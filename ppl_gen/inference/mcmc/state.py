@@ -91,6 +91,8 @@ class State:
     average_error: torch.Tensor
     log_step_average: torch.Tensor
     average_count: torch.Tensor
+    depth_sum: torch.Tensor  # of the trees of the warm-up
+    depth_count: torch.Tensor
     search_direction: torch.Tensor
     search_steps: torch.Tensor
     scale: torch.Tensor  # (chains, dim)
@@ -117,6 +119,7 @@ class State:
     depth: torch.Tensor
     leaf: torch.Tensor
     diverging: torch.Tensor
+    shrink: torch.Tensor  # of the step size in this transition
     sum_acceptance: torch.Tensor
 
     # The tree in progress.
@@ -157,6 +160,8 @@ _INTEGERS = {
     "next_stop",
     "evaluations",
     "average_count",
+    "depth_sum",
+    "depth_count",
     "search_direction",
     "search_steps",
     "rank",
@@ -178,6 +183,7 @@ _SCALARS = {
     "log_step_average",
     "log_prob",
     "energy",
+    "shrink",
     "sum_acceptance",
     "tree_log_weight",
     "branch_log_prob",

@@ -527,9 +527,8 @@ def grow_trees(kind: str, fault: str = "none") -> tuple[np.ndarray, np.ndarray, 
     expected, endings = [], []
     for chain in range(TREES):
         factor = state.factor[chain].numpy()
-        reference = Recursion(
-            gaussian_precision(dim), factor @ factor.T, float(state.step_size[chain])
-        )
+        step_size = float(state.statistics[chain, 0, Statistic.STEP_SIZE])  # one in 20 is smaller
+        reference = Recursion(gaussian_precision(dim), factor @ factor.T, step_size)
         momentum = np.linalg.solve(factor.T, normal[chain, :dim])
         ending, depth = reference.transition(
             points[chain].numpy(), momentum, rights[chain].tolist(), DEPTH
