@@ -85,6 +85,9 @@ class Bench:
             "PPL_GEN_CACHE": str(caches / "ppl_gen"),
             "PYTENSOR_FLAGS": f"base_compiledir={caches / 'pytensor'}",
         }
+        if engine == "nutpie":
+            # Its chains take all cores: threads of BLAS on top of that made it many times slower.
+            environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         command = [python, str(script), *map(str, given)]
         try:
             done = subprocess.run(
@@ -102,7 +105,7 @@ class Bench:
     ) -> Record:
         """Run an engine cold and warm, and once more from its filled cache where it keeps one."""
         size: tuple[object, ...] = ("--chains", chains, "--warmup", warmup, "--draws", draws)
-        seed = 1000 * turn
+        seed, load = 1000 * turn, round(os.getloadavg()[0], 2)
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
             caches = Path(folder)
             if engine == "pyro":
@@ -119,7 +122,7 @@ class Bench:
                     record["seconds_second_process"] = second.get("seconds_cold")
                     record["details_second_process"] = second.get("details_cold")
         named = {"engine": engine, "model": model, "chains": chains, "round": turn}
-        return {**named, **record}
+        return {**named, "load_average_before": load, **record}
 
 
 def load(path: Path) -> Draws:

@@ -1,8 +1,8 @@
 """Draws on disk: an array of zarr for each site, written piece by piece and read when asked for.
 
-Each group holds arrays (chain, draw, *site). A piece of a chain is a file of its own with a checksum,
-and is replaced as a whole, so that a process that is killed while it writes leaves the piece as it
-was before or as it was to be.
+Each group holds arrays (chain, draw, *site). A piece of a chain is a file with a checksum, and is
+replaced as a whole: a process that is killed while it writes leaves it as it was or as it was to
+be.
 """
 
 from __future__ import annotations
@@ -118,18 +118,20 @@ class StoredDraws(Mapping[str, torch.Tensor]):
         path: The folder.
         group: The group.
         counts: Number of draws that are there of each chain; as many as all chains have are read.
+        step: Read only every so many-th of them.
 
     Raises:
         LoadError: If the group cannot be read, or a piece of it is missing or truncated. So does
             reading a site, where a piece of it was changed.
     """
 
-    def __init__(self, path: Path, group: str, counts: Sequence[int]) -> None:
+    def __init__(self, path: Path, group: str, counts: Sequence[int], step: int = 1) -> None:
         import zarr
 
         self.path = path
         self.group = group
         self.counts = tuple(counts)
+        self._read_part = slice(0, min(self.counts, default=0), step)
         try:
             self._arrays = _open_arrays(zarr.open_group(path, mode="r", zarr_format=3), group)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -142,7 +144,7 @@ class StoredDraws(Mapping[str, torch.Tensor]):
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the draws by site, without reading them."""
-        count = min(self.counts)
+        count = len(range(*self._read_part.indices(self._read_part.stop)))
         return {s: (a.shape[0], count, *a.shape[2:]) for s, a in self._arrays.items()}
 
     def __getitem__(self, site: str) -> torch.Tensor:
@@ -151,9 +153,13 @@ class StoredDraws(Mapping[str, torch.Tensor]):
         tensor = self._read.get(site)
         if tensor is None:
             with self._naming_damage(site):
-                tensor = torch.from_numpy(np.asarray(array[:, : min(self.counts)]))
+                tensor = torch.from_numpy(np.asarray(array[:, self._read_part]))
             self._read[site] = tensor
         return tensor
+
+    def thinned(self, step: int) -> StoredDraws:
+        """Return every so many-th draw, to be read without the others in memory."""
+        return StoredDraws(self.path, self.group, self.counts, step)
 
     def joined(self, site: str) -> torch.Tensor:
         """Read all that each chain has, one chain after the other, (draw, *site)."""

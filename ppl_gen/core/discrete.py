@@ -299,7 +299,8 @@ def draw_discrete(
     parts = []
     for start in range(0, count, chunk):
         some = {name: value[start : start + chunk] for name, value in values.items()}
-        parts.append(_draw_together(first, variables, sites, map_draws(terms, some)))
+        together = map_draws(terms, some)
+        parts.append(_draw_together(first, variables, sites, together, min(chunk, count - start)))
     return {name: torch.cat([part[name] for part in parts]) for name in variables}
 
 
@@ -308,9 +309,10 @@ def _draw_together(
     variables: Mapping[str, _Variable],
     sites: Mapping[str, Site],
     terms: Mapping[str, torch.Tensor],
+    count: int,
 ) -> dict[str, torch.Tensor]:
     """Draw from factors that have an axis of draws in front, which is one more plate."""
-    sizes: dict[str, int] = {}
+    sizes: dict[str, int] = {_DRAW: count}
     tree: OrderedDict[frozenset[str], list[torch.Tensor]] = OrderedDict()
     for name, term in terms.items():
         factor = layout.factors[name]
@@ -322,7 +324,6 @@ def _draw_together(
     contract_tensor_tree(tree, set(layout.symbols), ring=ring)
     plates = {v.symbol: (v.plates | {_DRAW}) & frozenset(sizes) for v in variables.values()}
     indices = ring.draw(plates)
-    count = sizes[_DRAW]
     drawn = {}
     for name, variable in variables.items():
         site = sites[name]

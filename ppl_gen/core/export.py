@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,5 +57,5 @@ def arviz_groups(posterior: Posterior, predictive_draws: int, seed: int) -> Any:
     return to_arviz(groups, dims, posterior.coords, posterior.provenance)
 
 
-def _arrays(values: dict[str, torch.Tensor]) -> dict[str, np.ndarray[Any, Any]]:
+def _arrays(values: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray[Any, Any]]:
     return {name: value.detach().cpu().numpy() for name, value in values.items()}

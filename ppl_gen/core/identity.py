@@ -106,7 +106,7 @@ def _digest(tensors: list[torch.Tensor]) -> str:
     found = hashlib.sha256()
     for tensor in tensors:
         array = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-        found.update(memoryview(array))
+        found.update(array.data)
     return found.hexdigest()[:16]
 
 

@@ -32,6 +32,7 @@ class Problem:
         identity: What the folder is to remember of the problem, for `resume`.
         previous: The posterior of an earlier part of the same run, to go on from.
         prepared: Whether the data went through the pair's `prepare` already.
+        facts: What is known for the posterior's provenance before the run.
         started: Reading of `time.perf_counter` at which the user began to wait.
     """
 
@@ -44,6 +45,7 @@ class Problem:
     identity: Mapping[str, Any] | None = None
     previous: Posterior | None = None
     prepared: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
 

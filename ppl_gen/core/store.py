@@ -52,8 +52,21 @@ _PAIRS = "ppl_gen.models"
 _GUIDES = "ppl_gen.inference.guides"
 
 
-def save(posterior: Posterior, path: Path, *, overwrite: bool = False) -> Path:
-    """Write a posterior as `Posterior.save` describes: the folder is complete or not there."""
+def save(
+    posterior: Posterior,
+    path: Path,
+    *,
+    overwrite: bool = False,
+    identity: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a posterior as `Posterior.save` describes: the folder is complete or not there.
+
+    Args:
+        posterior: The posterior.
+        path: The folder.
+        overwrite: Replace a posterior that was saved there before.
+        identity: What the run depended on, for `fit(resume=True)`.
+    """
     path = Path(path)
     if path.exists() and not (overwrite and (path / _MANIFEST).is_file()):
         remedy = "Choose another folder, or remove it."
@@ -64,8 +77,7 @@ def save(posterior: Posterior, path: Path, *, overwrite: bool = False) -> Path:
     with _new_folder(path) as folder:
         _write_parts(posterior, folder)
         counts = _write_draws(posterior, folder)
-        _write_state(folder, posterior.checkpoint)
-        _write_manifest(posterior, folder, counts=counts)
+        _write_manifest(posterior, folder, identity=identity, counts=counts)
     return path
 
 
@@ -155,17 +167,33 @@ class Run:
         """Return what was written of a group, to be read from disk."""
         return StoredDraws(self.path / _DRAWS, group, counts)
 
+    def joined(self, group: str, counts: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Return all that each chain has of a group, one chain after the other."""
+        draws = self.read(group, counts)
+        return {site: draws.joined(site) for site in draws}
 
-def finish(posterior: Posterior, path: Path, counts: Mapping[str, Sequence[int]] | None) -> None:
-    """Write what is known of a posterior only now that its draws are in the folder.
+
+def finish(posterior: Posterior) -> None:
+    """Write what is known of a posterior only now that its draws are in its folder.
 
     Args:
-        posterior: The posterior.
-        path: The folder.
-        counts: Number of draws of each chain by group; None for a run that was interrupted.
+        posterior: The posterior, of draws that are in a folder.
     """
-    identity = _read_manifest(path)["identity"]
-    _write_manifest(posterior, path, identity=identity, counts=counts)
+    draws, statistics = posterior.draws, posterior.sample_stats
+    assert isinstance(draws, StoredDraws)
+    assert isinstance(statistics, StoredDraws)
+    assert posterior.divergence_chain is not None
+    folder = draws.path.parent
+    divergent = torch.bincount(posterior.divergence_chain, minlength=posterior.num_chains)
+    counts = {
+        "posterior": draws.counts,
+        "sample_stats": statistics.counts,
+        "divergences": divergent.tolist(),
+    }
+    identity = identity_in(folder)
+    _write_manifest(
+        posterior, folder, identity=identity, counts=None if posterior.interrupted else counts
+    )
 
 
 def load(path: str | Path, pair: Any = None) -> Posterior:
@@ -280,7 +308,9 @@ def _write_parts(posterior: Posterior, folder: Path) -> None:
     if tensors is not None:
         save_file({n: v.cpu().contiguous().clone() for n, v in tensors.items()}, folder / _DATA)
     history = {} if posterior.history is None else {_HISTORY: posterior.history}
-    _write_state(folder, history)
+    _write_state(folder, {**posterior.checkpoint, **history})
+    for file in folder.iterdir():
+        file.chmod(0o644)
 
 
 def _split_data(
@@ -302,11 +332,12 @@ def _write_draws(posterior: Posterior, folder: Path) -> dict[str, list[int]]:
         sites = posterior.draws if group == "posterior" else posterior.sample_stats
         archive.create(group, sites, posterior.dims, _AXES[group])
         for site, value in sites.items():
-            for chain, draws in enumerate(value):
-                archive.write(group, chain, 0, {site: draws})
+            for number, draws in enumerate(value):
+                archive.write(group, number, 0, {site: draws})
         counts[group] = [posterior.num_draws] * posterior.num_chains
-    chain = posterior.divergence_chain
-    places = [] if chain is None else [chain == c for c in range(posterior.num_chains)]
+    places = []
+    if posterior.divergence_chain is not None:
+        places = [posterior.divergence_chain == c for c in range(posterior.num_chains)]
     counts["divergences"] = [int(place.sum()) for place in places]
     most = max(counts["divergences"], default=0)
     padded = {
@@ -314,9 +345,9 @@ def _write_draws(posterior: Posterior, folder: Path) -> dict[str, list[int]]:
         for site, value in posterior.divergences.items()
     }
     archive.create("divergences", padded, posterior.dims, _AXES["divergences"])
-    for c, place in enumerate(places):
-        for site, value in posterior.divergences.items():
-            archive.write("divergences", c, 0, {site: value[place]})
+    for number, place in enumerate(places):
+        rows = {site: value[place] for site, value in posterior.divergences.items()}
+        archive.write("divergences", number, 0, rows)
     return counts
 
 
@@ -406,9 +437,15 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError
+    from safetensors.torch import load, load_file
 
-    return dict(load_file(path))
+    try:
+        # A run in progress replaces its state, and may do so while a file is being opened.
+        return load(path.read_bytes()) if path.name == _STATE else dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        msg = f"the posterior in {path.parent} is damaged: {path.name}: {error}"
+        raise LoadError(msg) from error
 
 
 def _digest(path: Path) -> str:

@@ -177,7 +177,7 @@ def mcse_sd(draws: ArrayLike) -> Array:
     def by_delta_method(columns: Array) -> Array:
         squares = (columns - columns.mean(axis=(1, 2), keepdims=True)) ** 2
         of_variance = squares.var(axis=(1, 2)) / _ess(_split(squares))
-        return np.sqrt(of_variance / squares.mean(axis=(1, 2))) / 2
+        return np.asarray(np.sqrt(of_variance / squares.mean(axis=(1, 2))) / 2)
 
     return _over_elements(by_delta_method, draws)
 
@@ -403,4 +403,4 @@ def _ess(columns: Array) -> Array:
 
 def _fast_length(least: int) -> int:
     """Return a length of at least so much that has a fast Fourier transform."""
-    return min(odd * 2 ** max(0, math.ceil(math.log2(least / odd))) for odd in (1, 3, 5, 9, 15))
+    return min(odd << max(0, math.ceil(math.log2(least / odd))) for odd in (1, 3, 5, 9, 15))

@@ -1,36 +1,73 @@
-"""Progress bars: how far, how fast, how long still."""
+"""Progress on standard error: how far, how fast, how long still."""
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
-__all__ = ["ProgressBar"]
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+__all__ = ["Display", "ProgressBar", "Speed", "announced", "clock"]
+
+_QUIET_SECONDS = 2.0
 
 
-class ProgressBar:
-    """A progress bar on standard error, drawn only when a run takes over two seconds.
+class Display(ABC):
+    """What is shown of a run that takes over two seconds.
+
+    On a terminal it is redrawn in place. Anywhere else, such as in a log, a line is added every
+    30 seconds, and a last one at the end where there were any.
 
     Args:
-        description: What is running.
-        total: Number of steps.
         enabled: Whether to show anything.
     """
 
-    _QUIET_SECONDS = 2.0
-    _REFRESH_SECONDS = 0.2
+    _REDRAW_SECONDS = 0.2
+    _LINE_SECONDS = 30.0
 
-    def __init__(self, description: str, total: int, *, enabled: bool) -> None:
-        self.description = description
-        self.total = total
+    def __init__(self, *, enabled: bool) -> None:
         self.enabled = enabled
-        self.done = 0
-        self.started = self._drawn = time.monotonic()
-        self._bar: Any = None
-        self._task: Any = None
+        self.started = self._last = time.monotonic()
+        self._wait = _QUIET_SECONDS
+        self._console: Console | None = None
+        self._live: Any = None
+        self._lines = 0
 
-    def __enter__(self) -> ProgressBar:
+    @abstractmethod
+    def table(self, width: int) -> RenderableType:
+        """Return what a terminal of that many columns shows."""
+
+    @abstractmethod
+    def line(self) -> str:
+        """Return the same in words."""
+
+    def due(self) -> bool:
+        """Return whether it is time to show something, so that a costly status is worth it."""
+        return self.enabled and time.monotonic() - self._last >= self._wait
+
+    def refresh(self) -> None:
+        """Show the present state, where it is time."""
+        if not self.due():
+            return
+        if self._console is None:
+            self._start()
+        if self._live is not None:
+            self._draw()
+        elif self.due():
+            self._print()
+        else:
+            return
+        self._last = time.monotonic()
+
+    def __enter__(self) -> Self:
         """Start the clock."""
         return self
 
@@ -40,10 +77,51 @@ class ProgressBar:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Leave the bar as it was at the end."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self.done)
-            self._bar.stop()
+        """Leave the display as it is at the end."""
+        if self._live is not None:
+            try:
+                self._draw()
+            finally:
+                self._live.stop()
+        elif self._lines:
+            self._print()
+
+    def _start(self) -> None:
+        from rich.live import Live
+
+        self._console = console = _console()
+        if _redraws(console):
+            self._wait = self._REDRAW_SECONDS
+            self._live = Live(console=console, auto_refresh=False)
+            self._live.start()
+        else:
+            self._wait = self._LINE_SECONDS
+
+    def _draw(self) -> None:
+        assert self._console is not None
+        self._live.update(self.table(self._console.width), refresh=True)
+
+    def _print(self) -> None:
+        self._lines += 1
+        print(self.line(), file=sys.stderr, flush=True)
+
+
+class ProgressBar(Display):
+    """A progress bar of one run.
+
+    Args:
+        description: What is running.
+        total: Number of steps.
+        enabled: Whether to show anything.
+    """
+
+    def __init__(self, description: str, total: int, *, enabled: bool) -> None:
+        super().__init__(enabled=enabled)
+        self.description = description
+        self.total = total
+        self.done = 0
+        self._status = ""
+        self._speed = Speed([0])
 
     def advance(self, status: str = "") -> None:
         """Count one step.
@@ -61,35 +139,124 @@ class ProgressBar:
             status: What to show beside the bar.
         """
         self.done = done
-        if not self.enabled:
-            return
+        if self.due():
+            self._status = status
+            self.refresh()
+
+    def table(self, width: int) -> RenderableType:
+        """Return one row with the bar."""
+        from rich.progress_bar import ProgressBar as Bar
+        from rich.table import Table
+
+        (speed,) = self._speed([self.done])
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row(
+            self.description,
+            Bar(self.total, self.done, width=min(40, max(10, width - 60))),
+            f"{self.done}/{self.total}",
+            self._status,
+            f"{speed:.3g} steps/s",
+            clock(self.total - self.done, speed),
+        )
+        return grid
+
+    def line(self) -> str:
+        """Return the same in words."""
+        (speed,) = self._speed([self.done])
+        status = f", {self._status}" if self._status else ""
+        return (
+            f"{self.description}: {self.done} of {self.total} steps{status}, "
+            f"{speed:.3g} steps/s, {clock(self.total - self.done, speed)} left"
+        )
+
+
+class Speed:
+    """How many steps are made a second, of late.
+
+    Args:
+        done: Steps of each run at the start.
+    """
+
+    _SECONDS = 10.0
+
+    def __init__(self, done: Sequence[int]) -> None:
+        self._seen = deque([(time.monotonic(), list(done))])
+        self._speeds = [0.0] * len(done)
+
+    def __call__(self, done: Sequence[int]) -> list[float]:
+        """Return the steps a second of each run; of one that has ended, its last speed.
+
+        Args:
+            done: Steps of each run by now.
+        """
         now = time.monotonic()
-        if now - self.started < self._QUIET_SECONDS or now - self._drawn < self._REFRESH_SECONDS:
-            return
-        self._drawn = now
-        if self._bar is None:
-            self._start()
-        speed = f"{self.done / (now - self.started):.3g} steps/s"
-        self._bar.update(self._task, completed=self.done, status=status, speed=speed)
+        while len(self._seen) > 1 and now - self._seen[1][0] >= self._SECONDS:
+            self._seen.popleft()
+        before, steps = self._seen[0]
+        seconds = max(now - before, 1e-9)
+        for i, (count, latest) in enumerate(zip(done, self._seen[-1][1], strict=True)):
+            if count > latest:
+                self._speeds[i] = (count - steps[i]) / seconds
+        self._seen.append((now, list(done)))
+        return list(self._speeds)
 
-    def due(self) -> bool:
-        """Return whether the next `advance` may draw, so that a costly status is worth it."""
-        return self.enabled and time.monotonic() - self._drawn >= self._REFRESH_SECONDS
 
-    def _start(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+def clock(steps: int, speed: float) -> str:
+    """Return the time that so many steps take, in hours, minutes and seconds.
 
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[status]}"),
-            TextColumn("{task.fields[speed]}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-        self._bar.start()
-        self._task = self._bar.add_task(
-            self.description, total=self.total, status="", speed="", completed=self.done
-        )
+    Args:
+        steps: Number of steps.
+        speed: Steps a second.
+
+    Example:
+        >>> clock(7_300, 2.0)
+        '1:00:50'
+    """
+    if steps and not speed:
+        return "-:--:--"
+    seconds = round(steps / speed) if steps else 0
+    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+@contextmanager
+def announced(text: str, *, enabled: bool) -> Iterator[None]:
+    """Say what is going on inside the block, if it takes over two seconds.
+
+    Args:
+        text: What is going on.
+        enabled: Whether to say anything.
+    """
+    if not enabled:
+        yield
+        return
+    shown: list[Any] = []
+
+    def show() -> None:
+        console = _console()
+        if _redraws(console):
+            shown.append(console.status(text))
+            shown[0].start()
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    timer = threading.Timer(_QUIET_SECONDS, show)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        for status in shown:
+            status.stop()
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _redraws(console: Console) -> bool:
+    """Whether lines can be redrawn: rich alone takes a log for a terminal under FORCE_COLOR."""
+    return console.is_jupyter or (console.is_interactive and sys.stderr.isatty())

@@ -249,7 +249,8 @@ def simulation_based_calibration(
     ranker = _Ranker(work, truths, max_rank, quantities or {}, generator)
     with ProgressBar("calibration", replicates, enabled=progress) as bar:
         for index in range(replicates):
-            simulated = {arguments[name]: v[0, index] for name, v in observations.items()}
+            # Copies, as code compiled for a part of a larger tensor serves that part alone.
+            simulated = {arguments[n]: v[0, index].clone() for n, v in observations.items()}
             posterior = fit(
                 pair,
                 {**data, **simulated},
@@ -333,6 +334,7 @@ class _Ranker:
             for index in np.ndindex(value.shape[2:])
             if bool((value[(0, slice(None), *index)] != value[(0, 0, *index)]).any())
         }
+        self.enumerated_below: int | None = None
         self.names: tuple[str, ...] = ()
         self.ranks: list[NDArray[np.int64]] = []
         self.kept: list[int] = []
@@ -377,12 +379,13 @@ class _Ranker:
         """Return the log joint density, discrete latents summed out, (n,)."""
 
         def one(point: Values) -> Values:
-            return {"": log_joint(model_of(self.pair), data, Replay(point), below)}
+            replay = Replay(point)
+            return {"": log_joint(model_of(self.pair), data, replay, self.enumerated_below)}
 
-        with isolated(0, torch.float64):
-            below = enumeration_dim(trace_sites(self.pair, data))
-            with torch.no_grad(), unchecked(), AnswerParams(self.pair):
-                joint = map_draws(one, values)[""]
+        with isolated(0, torch.float64), torch.no_grad(), unchecked(), AnswerParams(self.pair):
+            if not self.ranks:  # the sites are the same for all replicates
+                self.enumerated_below = enumeration_dim(trace_sites(self.pair, data))
+            joint = map_draws(one, values)[""]
         return joint
 
 
@@ -415,7 +418,7 @@ def _tails(size: int, max_rank: int) -> Array:
     counts = np.arange(size + 1)
     chance = np.arange(1, max_rank + 1)[:, None] / (max_rank + 1)
     below, above = binom.cdf(counts, size, chance), binom.sf(counts - 1, size, chance)
-    return np.minimum(1.0, 2.0 * np.minimum(below, above))
+    return np.asarray(np.minimum(1.0, 2.0 * np.minimum(below, above)))
 
 
 def _chance_of_tail(tails: Array, levels: Array) -> Array:

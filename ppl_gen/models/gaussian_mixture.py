@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import pyro
 import pyro.distributions as dist
@@ -24,6 +24,8 @@ _COVARIANCES = ("diagonal", "full")
 _CHUNK_ELEMENTS = 2**24
 
 Draws = Mapping[str, torch.Tensor]
+LogProb = Callable[[torch.Tensor], torch.Tensor]
+Conditional = Callable[[Draws], TorchDistributionMixin | LogProb]
 
 
 def component_log_prob(x: torch.Tensor, draws: Draws) -> torch.Tensor:
@@ -209,6 +211,80 @@ class GaussianMixture(Pair):
             log_prob = prior.log_prob(flat[name])
             log_joint = log_joint + log_prob.reshape(len(log_joint), -1).sum(-1)
         return log_joint.reshape(batch)
+
+    def conditionals(self, x: torch.Tensor) -> dict[str, Conditional]:
+        r"""Return the distribution of each latent site given the others, for `Gibbs`.
+
+        With :math:`n_k` points assigned to component `k`,
+
+        .. math::
+            p(z_i = k \mid \ldots) &\propto
+                \pi_k \prod_d \mathrm{Normal}(x_{id} \mid \mu_{kd}, s_{kd}), \\
+            \pi \mid z &\sim \mathrm{Dirichlet}(\alpha + n_1, \ldots, \alpha + n_K), \\
+            \mu_{kd} \mid z, s &\sim \mathrm{Normal}\Bigl(
+                \frac{\sum_{i: z_i = k} x_{id} / s_{kd}^2}{p_{kd}}, p_{kd}^{-1/2}\Bigr), \qquad
+                p_{kd} = \frac{n_k}{s_{kd}^2} + \frac{1}{\mathrm{locs\_scale}^2}, \\
+            \log p(s_{kd} \mid z, \mu) &= \log \mathrm{LogNormal}(s_{kd}) - n_k \log s_{kd}
+                - \frac{1}{2 s_{kd}^2} \sum_{i: z_i = k} (x_{id} - \mu_{kd})^2 + \mathrm{const}.
+
+        The last one is no distribution with a name; it is log-concave in :math:`\log s_{kd}`.
+
+        Args:
+            x: Points, of shape `(n, num_features)`.
+
+        Returns:
+            By site, in the order of a sweep, a function from values of all sites, with an axis of
+            chains in front, to a distribution or, for the scales, an elementwise log density.
+
+        Raises:
+            ValueError: If the covariances are full: correlations have no conjugate prior here.
+
+        References:
+            Diebolt and Robert, Estimation of finite mixture distributions through Bayesian
+            sampling (1994), Journal of the Royal Statistical Society B 56(2), 363-375.
+        """
+        if "correlation_cholesky" in self._sites:
+            msg = (
+                "a GaussianMixture with covariance='full' has no conditionals for Gibbs: those of "
+                "'correlation_cholesky' are not conjugate. Use NUTS(), or covariance='diagonal'."
+            )
+            raise ValueError(msg)
+
+        def members(values: Draws) -> torch.Tensor:
+            """Return which points are whose, as zeros and ones `(chain, K, n)`."""
+            components = torch.arange(self.num_components, device=x.device).unsqueeze(-1)
+            return (values["assignment"].unsqueeze(-2) == components).to(x.dtype)
+
+        def total(member: torch.Tensor, each: torch.Tensor) -> torch.Tensor:
+            """Return sums over the members of a component, `(chain, K, num_features)`."""
+            return (member.unsqueeze(-2) @ each).squeeze(-2)
+
+        def assignment(values: Draws) -> TorchDistributionMixin:
+            return dist.Categorical(logits=component_log_prob(x, values))
+
+        def weights(values: Draws) -> TorchDistributionMixin:
+            return dist.Dirichlet(self.weights_concentration + members(values).sum(-1))
+
+        def locs(values: Draws) -> TorchDistributionMixin:
+            member, square = members(values), values["scales"].square()
+            precision = member.sum(-1, keepdim=True) / square + self.locs_scale**-2
+            return dist.Normal(total(member, x) / (square * precision), precision.rsqrt())
+
+        def scales(values: Draws) -> LogProb:
+            member = members(values)
+            deviation = x - values["locs"].unsqueeze(-2)
+            squares = total(member, deviation.square())
+            counts = member.sum(-1, keepdim=True)
+
+            def log_prob(value: torch.Tensor) -> torch.Tensor:
+                log_scale = value.log()
+                standard = (log_scale - math.log(self.scales_median)) / self.scales_spread
+                likelihood = counts * log_scale + 0.5 * squares / value.square()
+                return -log_scale - 0.5 * standard.square() - likelihood
+
+            return log_prob
+
+        return {"assignment": assignment, "weights": weights, "locs": locs, "scales": scales}
 
     def responsibilities(
         self, posterior: Posterior, x: torch.Tensor, *, average: bool = False

@@ -19,7 +19,7 @@ from ppl_gen.core import LogDensity, SiteError
 from ppl_gen.core.elimination import Elimination
 from ppl_gen.core.pair import as_pair
 from ppl_gen.core.scope import isolated
-from ppl_gen.inference import SVI
+from ppl_gen.inference import NUTS, SVI
 
 FLOAT64 = torch.float64
 # A right sampler fails a test of its frequencies with this probability, over all seeds.
@@ -576,3 +576,15 @@ def test_a_factor_without_a_plate_is_drawn_anew_for_each_of_its_elements() -> No
     assert drawn.shape == (10000,)
     law = {0: math.log(0.3), 1: math.log(0.7)}
     assert p_value(Counter(drawn.tolist()), law) > ALPHA
+
+
+def test_a_discrete_site_of_a_single_value() -> None:
+    def one_component(x: torch.Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Categorical(torch.ones(1)), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    method = NUTS(chains=2, draws=3, warmup=3, engine="eager")
+    posterior = fit(one_component, {"x": torch.zeros(4)}, method, progress=False)
+    assert torch.equal(posterior.discrete()["z"], torch.zeros(2, 3, 4, dtype=torch.long))

@@ -78,3 +78,17 @@ def test_data_are_not_copied_or_changed() -> None:
     assert torch.equal(x, X)
     assert result.data is not None
     assert result.data["x"].data_ptr() == x.data_ptr()
+
+
+def test_warnings_are_printed_with_the_progress_and_shown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    method = NUTS(chains=2, draws=20, warmup=20)
+    silent = fit(PAIR, DATA, method, progress=False)
+    assert capsys.readouterr().err == ""
+    result = fit(PAIR, DATA, method)
+    assert result.warnings == silent.warnings != ()
+    shown = capsys.readouterr().err
+    for warning in result.warnings:
+        assert warning in shown
+        assert f"! {warning}" in repr(result)

@@ -1,6 +1,7 @@
 """Saving and loading: everything comes back, nothing is executed, and damage is seen."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import xarray
 
 from ppl_gen import Posterior, fit, load
 from ppl_gen.core import LoadError
@@ -57,6 +59,14 @@ def test_everything_comes_back(method: SVI | NUTS, tmp_path: Path) -> None:
         assert getattr(after, name) == getattr(before, name)
     assert after.provenance == json.loads(json.dumps(before.provenance))
     assert (before.history is None) == (after.history is None)
+    if before.history is not None and after.history is not None:
+        assert torch.equal(before.history, after.history)
+    assert after.warnings == before.warnings
+    assert after.checkpoint.keys() == before.checkpoint.keys()
+    for name, tensor in before.checkpoint.items():
+        assert torch.equal(after.checkpoint[name], tensor)
+    for site, places in before.divergences.items():
+        assert torch.equal(after.divergences[site], places)
     assert torch.equal(before.predict(draws=3)["y"], after.predict(draws=3)["y"])
     if before.guide is not None:
         again = after.sample(draws=4, seed=1)["weights"]
@@ -104,11 +114,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         posterior.save(tmp_path / "file" / "run")
 
 
-@pytest.mark.parametrize("name", ["draws.nc", "weights.safetensors", "data.safetensors"])
-@pytest.mark.parametrize("damage", ["truncated", "changed", "missing"])
-def test_damage_is_seen(name: str, damage: str, tmp_path: Path) -> None:
-    path = fit(PAIR, DATA, SVI(steps=1, draws=2), progress=False).save(tmp_path / "run")
-    file = path / name
+def damage_file(file: Path, damage: str) -> None:
     content = file.read_bytes()
     if damage == "missing":
         file.unlink()
@@ -116,8 +122,68 @@ def test_damage_is_seen(name: str, damage: str, tmp_path: Path) -> None:
         half = len(content) // 2
         tail = b"" if damage == "truncated" else bytes([content[half] ^ 1]) + content[half + 1 :]
         file.write_bytes(content[:half] + tail)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "weights.safetensors",
+        "data.safetensors",
+        "state.safetensors",
+        "draws.zarr/posterior/zarr.json",
+        "draws.zarr/posterior/weights/zarr.json",
+    ],
+)
+@pytest.mark.parametrize("damage", ["truncated", "changed", "missing"])
+def test_damage_is_seen(name: str, damage: str, tmp_path: Path) -> None:
+    path = fit(PAIR, DATA, SVI(steps=1, draws=2), progress=False).save(tmp_path / "run")
+    damage_file(path / name, damage)
     with pytest.raises(LoadError, match=rf"damaged: {name}"):
         load(path)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed", "missing"])
+def test_damage_of_draws_is_seen_before_they_are_used(damage: str, tmp_path: Path) -> None:
+    path = fit(PAIR, DATA, SVI(steps=1, draws=200), progress=False).save(tmp_path / "run")
+    before = load(path)
+    damage_file(path / "draws.zarr/posterior/weights/c/0/0/0", damage)
+    with pytest.raises(LoadError, match=f"damaged: draws.zarr: .* 'weights' .*{damage}"):
+        _ = before["weights"]
+    with pytest.raises(LoadError, match=f"damaged: draws.zarr: .* 'weights' .*{damage}"):
+        _ = load(path)["weights"]
+    assert before["intercept"].shape == (1, 200)
+
+
+def test_draws_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
+    path = fit(PAIR, DATA, SVI(steps=1, draws=20), progress=False).save(tmp_path / "run")
+    posterior = load(path)
+    shutil.rmtree(path / "draws.zarr/posterior/weights/c")
+    assert posterior.num_draws == 20
+    assert "weights (1,)" in repr(posterior)
+    intercept = posterior["intercept"]
+    assert posterior["intercept"] is intercept  # not read twice
+    with pytest.raises(LoadError, match="'weights' is missing"):
+        _ = posterior["weights"]
+
+
+def test_names_that_files_and_xarray_cannot_have(tmp_path: Path) -> None:
+    names = ["a/b", "a.b", "draw", "__x", "school"]
+
+    def odd() -> None:
+        for name in names:
+            with pyro.plate("school", 3):
+                pyro.sample(name, dist.Normal(0.0, 1.0))
+
+    before = fit(odd, {}, NUTS(chains=2, draws=3, warmup=3), progress=False, out=tmp_path / "run")
+    after = load(tmp_path / "run", pair=odd)
+    assert list(after.draws) == names
+    for name in names:
+        assert torch.equal(after[name], before[name])
+        assert after.dims[name] == ("school",)
+    with xarray.open_zarr(
+        tmp_path / "run" / "draws.zarr", group="posterior", consolidated=False
+    ) as read:
+        assert len(read.data_vars) == 5
 
 
 def test_a_damaged_manifest_and_another_version(tmp_path: Path) -> None:
@@ -127,7 +193,7 @@ def test_a_damaged_manifest_and_another_version(tmp_path: Path) -> None:
     manifest.write_text(text[:100])
     with pytest.raises(LoadError, match="truncated or was changed"):
         load(path)
-    manifest.write_text(text.replace('"format": 1', '"format": 99'))
+    manifest.write_text(text.replace('"format": 2', '"format": 99'))
     with pytest.raises(LoadError, match="format 99"):
         load(path)
     with pytest.raises(FileNotFoundError, match="no posterior in"):
@@ -157,9 +223,17 @@ def test_nothing_that_a_folder_names_is_imported(tmp_path: Path) -> None:
 def test_no_file_holds_a_pickle(tmp_path: Path) -> None:
     path = fit(PAIR, DATA, SVI(steps=1, draws=2), progress=False).save(tmp_path / "run")
     names = sorted(p.name for p in path.iterdir())
-    assert names == ["data.safetensors", "draws.nc", "posterior.json", "weights.safetensors"]
+    assert names == [
+        "data.safetensors",
+        "draws.zarr",
+        "posterior.json",
+        "state.safetensors",
+        "weights.safetensors",
+    ]
     # A pickle starts with its protocol opcode, a zip archive of torch.save with PK.
-    assert all(p.read_bytes()[:2] not in (b"\x80\x02", b"\x80\x04", b"PK") for p in path.iterdir())
+    files = [p for p in path.rglob("*") if p.is_file()]
+    assert len(files) > 10
+    assert all(p.read_bytes()[:2] not in (b"\x80\x02", b"\x80\x04", b"PK") for p in files)
 
 
 def test_an_interrupted_posterior_stays_marked(tmp_path: Path) -> None:

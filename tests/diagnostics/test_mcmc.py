@@ -202,6 +202,14 @@ def test_integers_and_booleans_are_draws_too() -> None:
     assert rhat(draws) < 1.02
 
 
+def test_two_values_equally_often_have_no_folded_rhat_but_one() -> None:
+    draws = np.random.default_rng(17).permuted(np.tile([0.0, 1.0], (4, 50)), axis=1)
+    with np.errstate(invalid="ignore"):  # ArviZ divides zero by zero
+        expected = arviz_answers(draws)["rhat"]
+    assert np.isfinite(rhat(draws))
+    np.testing.assert_allclose(rhat(draws), expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize("function", ALL)
 def test_too_few_axes(function: object) -> None:
     assert callable(function)

@@ -1,7 +1,8 @@
-"""Operators as a few simpler ones: convolutions of our own, and PyTorch's tables for the rest."""
+"""Operators as a few simpler ones: some of our own, and PyTorch's tables for the rest."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from itertools import product
@@ -19,17 +20,17 @@ def decomposition(operator: Any) -> Callable[..., Any] | None:
     Args:
         operator: An overload, such as torch.ops.aten.var.correction.
     """
+    if str(operator) in _OURS:
+        return _OURS[str(operator)]
     if operator.namespace == "prims":
         return getattr(operator, "impl_aten", None)
     if operator.namespace != "aten":
         return None
-    name = operator._schema.name.removeprefix("aten::")
-    if name in _OURS:
-        return _OURS[name]
     if operator in _table():
         return _table()[operator]
     if operator._can_decompose():
         return operator.decompose  # type: ignore[no-any-return]
+    name = operator._schema.name.removeprefix("aten::")
     if name.endswith("_") and hasattr(torch.ops.aten, name.removesuffix("_")):
         return partial(_in_place, getattr(torch.ops.aten, name.removesuffix("_")))
     return None
@@ -82,11 +83,10 @@ def _convolution(
     size = weight.shape[2:]
     windows = _windows(_padded(x, padding), size, stride, dilation)
     # One product for each group: (weights of a channel) x (channels, positions).
-    batch, channels, *rest = windows.shape
-    positions = rest[: len(size)]
-    axes = len(size)
+    axes, batch = len(size), x.shape[0]
+    positions = windows.shape[2 : 2 + axes]
     order = (1, *range(2 + axes, 2 + 2 * axes), 0, *range(2, 2 + axes))
-    columns = windows.permute(order).reshape(groups, -1, batch * _product(positions))
+    columns = windows.permute(order).reshape(groups, -1, batch * math.prod(positions))
     out = weight.reshape(groups, weight.shape[0] // groups, -1) @ columns
     out = out.reshape(weight.shape[0], batch, *positions).transpose(0, 1)
     return out if bias is None else out + bias.reshape(-1, *(1 for _ in size))
@@ -117,7 +117,7 @@ def _convolution_backward(
     to_x = to_weight = to_bias = None
     if output_mask[1]:
         order = (1, *range(2 + axes, 2 + 2 * axes), 0, *range(2, 2 + axes))
-        columns = windows.permute(order).reshape(groups, -1, batch * _product(positions))
+        columns = windows.permute(order).reshape(groups, -1, batch * math.prod(positions))
         to_weight = (slopes @ columns.transpose(1, 2)).reshape(weight.shape)
     if output_mask[0]:
         columns = weight.reshape(groups, weight.shape[0] // groups, -1).transpose(1, 2) @ slopes
@@ -125,23 +125,93 @@ def _convolution_backward(
         total = torch.zeros_like(padded)
         places = _windows(total, size, stride, dilation)
         for offset in product(*(range(n) for n in size)):
-            at = (slice(None),) * (2 + axes) + offset
-            places[at].add_(columns[(slice(None), *offset)].transpose(0, 1))
-        inside = (slice(n, n + m) for n, m in zip(padding, x.shape[2:], strict=True))
-        to_x = total[(slice(None), slice(None), *inside)]
+            at, part = places, columns
+            for k in offset:
+                at, part = at.select(2 + axes, k), part.select(1, k)
+            at.add_(part.transpose(0, 1))
+        to_x = pad(total, [-n for n in reversed(padding) for _ in range(2)])
     if output_mask[2]:
         to_bias = gradient.sum([0, *range(2, gradient.ndim)])
     return to_x, to_weight, to_bias
 
 
-def _product(sizes: Sequence[int]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total
+def _variance(
+    x: torch.Tensor,
+    dim: Sequence[int] | None = None,
+    correction: float | None = None,
+    keepdim: bool = False,
+) -> torch.Tensor:
+    return _variance_and_mean(x, dim, correction=correction, keepdim=keepdim)[0]
+
+
+def _variance_and_mean(
+    x: torch.Tensor,
+    dim: Sequence[int] | None = None,
+    *,
+    correction: float | None = None,
+    keepdim: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    axes = list(dim) if dim else list(range(x.ndim))
+    count = math.prod(x.shape[axis] for axis in axes)
+    free = max(count - (1 if correction is None else correction), 0)
+    mean = x.mean(axes, keepdim=True)
+    variance = (x - mean).square().sum(axes, keepdim=keepdim)
+    # Without degrees of freedom it is 0 / 0.
+    variance = variance / free if free else variance * math.nan
+    return variance, mean if keepdim else mean.squeeze(axes)
+
+
+def _distances(x: torch.Tensor, y: torch.Tensor, p: float, mode: int | None) -> torch.Tensor:
+    return torch.linalg.vector_norm(x.unsqueeze(-2) - y.unsqueeze(-3), p, -1)
+
+
+def _distances_backward(
+    gradient: torch.Tensor, x: torch.Tensor, y: torch.Tensor, p: float, distances: torch.Tensor
+) -> torch.Tensor:
+    difference = x.unsqueeze(-2) - y.unsqueeze(-3)
+    slope, norm = gradient.unsqueeze(-1), distances.unsqueeze(-1)
+    if p == math.inf:
+        each = difference.sign() * (difference.abs() == norm)
+    elif p == 1:
+        each = difference.sign()
+    elif p == 2:
+        each = torch.where(norm == 0, 0.0, difference / norm)
+    else:
+        each = difference.sign() * difference.abs() ** (p - 1) / norm ** (p - 1)
+        each = torch.where(norm == 0, 0.0, each)
+    return (slope * each).sum(-2)
+
+
+def _put(
+    x: torch.Tensor, index: torch.Tensor, source: torch.Tensor, accumulate: bool = False
+) -> torch.Tensor:
+    flat = x.reshape(-1).index_put((index.reshape(-1),), source.reshape(-1), accumulate)
+    return flat.reshape(x.shape)
+
+
+def _trilinear(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    *axes: Sequence[int],
+    unroll_dim: int = 1,
+) -> torch.Tensor:
+    *new, summed = axes[:4]
+    factors = [a, b, c]
+    for position, these in enumerate(new):
+        for axis in these:
+            factors[position] = factors[position].unsqueeze(axis)
+    return (factors[0] * factors[1] * factors[2]).sum(list(summed))
 
 
 _OURS: dict[str, Callable[..., Any]] = {
-    "convolution": _convolution,
-    "convolution_backward": _convolution_backward,
+    "aten._cdist_backward.default": _distances_backward,
+    "aten._cdist_forward.default": _distances,
+    "aten._trilinear.default": _trilinear,
+    "aten.convolution.default": _convolution,
+    "aten.convolution_backward.default": _convolution_backward,
+    "aten.put.default": _put,
+    "aten.var.correction": _variance,
+    "aten.var_mean.correction": _variance_and_mean,
+    "prims.var.default": lambda x, dims, correction=1.0, **_: _variance(x, dims, correction),
 }

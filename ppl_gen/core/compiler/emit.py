@@ -132,7 +132,8 @@ class _Writer:
         )
 
     def _pointer(self, place: Place) -> str:
-        return f"(M + {self.base(place.storage) + place.offset})"
+        memory = "M" if place.storage.live else "C"
+        return f"({memory} + {self.base(place.storage) + place.offset})"
 
     def group(self, group: Group, number: int) -> str:
         """Return the function of a loop."""

@@ -3,32 +3,50 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+import sysconfig
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from ppl_gen.core.compiler.decompositions import decomposition
 
 __all__ = ["CannotCompile", "Operation", "Place", "Recording", "Storage", "record"]
 
 # Their results depend on the shape and type of their argument alone.
 _FACTORIES = {
-    f"aten.{name}"
-    for name in (
-        "empty_like",
-        "full_like",
-        "new_empty",
-        "new_empty_strided",
-        "new_full",
-        "new_ones",
-        "new_zeros",
-        "ones_like",
-        "zeros_like",
-    )
+    "empty_like",
+    "full_like",
+    "new_empty",
+    "new_empty_strided",
+    "new_full",
+    "new_ones",
+    "new_zeros",
+    "ones_like",
+    "zeros_like",
 }
+# What they return depends on values in a way that one fixed program cannot follow.
+_BRANCHES = "the course of the model depends on the value of a latent site"
+_SHAPES = "the shape of a tensor depends on the value of a latent site"
+_SORTS = "values of latent sites are sorted, and the order is not known beforehand"
+_COMPLEX = "complex numbers have no rule"
+_REFUSED = {
+    **dict.fromkeys(("_local_scalar_dense", "equal", "is_nonzero", "_assert_async"), _BRANCHES),
+    **dict.fromkeys(("nonzero", "nonzero_static", "masked_select"), _SHAPES),
+    **dict.fromkeys(("_unique", "_unique2", "unique_dim", "unique_consecutive"), _SHAPES),
+    **dict.fromkeys(("bincount", "histc", "histogram"), _SHAPES),
+    **dict.fromkeys(("sort", "argsort", "topk", "kthvalue", "msort"), _SORTS),
+    **dict.fromkeys(("median", "nanmedian", "mode"), _SORTS),
+    **dict.fromkeys(("_fft_r2c", "_fft_c2r", "_fft_c2c", "complex", "polar"), _COMPLEX),
+}
+# They turn tensors into numbers where no operator sees it, or numbers in lists.
+_READERS = {torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__}
+_MAKERS = {torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor}
 
 
 class CannotCompile(Exception):
@@ -99,17 +117,42 @@ class Operation:
 
     Args:
         name: The overload, such as "aten.mul.Tensor".
-        args: Positional arguments.
-        kwargs: Keyword arguments.
-        outputs: Places of the tensors returned.
-        line: The line of the model that led to it, where it is known.
+        arguments: Every argument by its name in the operator's schema, in the schema's order.
+        outputs: Places of the tensors returned; of those written to, for operators in place.
+        written: Places of the arguments that are written to.
+        line: The line of the model that led to it, as the end of a message.
     """
 
     name: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    arguments: dict[str, Any]
     outputs: tuple[Place, ...]
+    written: tuple[Place, ...]
     line: str
+
+    def __getitem__(self, argument: str) -> Any:
+        """Return an argument by its name."""
+        return self.arguments[argument]
+
+    @property
+    def base(self) -> str:
+        """Name without overload and without the underscore of operators in place."""
+        return base_name(self.name)
+
+    @property
+    def out(self) -> Place:
+        """Place of the first result."""
+        return self.outputs[0]
+
+    @property
+    def in_place(self) -> bool:
+        """Whether it changes its first argument."""
+        return bool(self.written) and self.written[0] is self.arguments.get("self")
+
+
+def base_name(name: str) -> str:
+    """Return an operator's name without overload and without the underscore of those in place."""
+    base = name.split(".")[1]
+    return base if base.startswith("__") else base.removesuffix("_")
 
 
 @dataclass
@@ -145,23 +188,29 @@ def record(
     leaf = vector.detach().clone().requires_grad_()
     recorder = _Recorder(known)
     recorder.track(leaf)
-    with recorder:
+    with recorder, _Numbers(recorder):
         value = function(leaf)
         if not value.requires_grad:
             raise CannotCompile("the log density does not depend on the latent sites.")
         (gradient,) = torch.autograd.grad(value, leaf)
-    places = [recorder.place(tensor) for tensor in (leaf, value, gradient)]
-    return Recording(*places, recorder.operations)
+        if not recorder.is_live(gradient):  # that of a linear function
+            constant, gradient = gradient, torch.empty_like(leaf, requires_grad=False)
+            recorder.track(gradient)
+            gradient.copy_(constant)
+    vector_at, value_at, gradient_at = (recorder.place(t) for t in (leaf, value, gradient))
+    return Recording(vector_at, value_at, gradient_at, recorder.operations)
 
 
 class _Recorder(TorchDispatchMode):
     def __init__(self, known: Callable[[str], bool]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.known = known
         self.operations: list[Operation] = []
         self._storages: dict[int, Storage] = {}
         self._count = 0
         self._alive: list[Any] = []  # an address means nothing once its storage is gone
+        self._decomposing: list[Any] = []
+        self._lines: dict[int, str] = {}  # by the number of the node in the graph of autograd
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -171,13 +220,31 @@ class _Recorder(TorchDispatchMode):
         """Take a tensor's storage for one that depends on the vector."""
         return self._add(tensor, live=True)
 
+    def is_live(self, tensor: torch.Tensor) -> bool:
+        """Return whether a tensor's storage depends on the vector."""
+        storage = self._storages.get(_address(tensor))
+        return storage is not None and storage.live
+
     def place(self, tensor: torch.Tensor) -> Place:
         """Return a tensor's place; memory not seen before is constant."""
+        if tensor.is_complex():
+            raise CannotCompile(f"{_COMPLEX}.{self.line()}")
         storage = self._storages.get(_address(tensor)) or self._add(tensor, live=False)
-        if storage.dtype != tensor.dtype or tensor.is_complex():
-            msg = f"a tensor is read as {tensor.dtype} and as {storage.dtype}.{_where()}"
-            raise CannotCompile(msg)
-        return Place(storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+        if storage.dtype != tensor.dtype or storage.size != _size(tensor):
+            msg = f"memory of {storage.size} {storage.dtype} is used as {_size(tensor)} "
+            raise CannotCompile(f"{msg}{tensor.dtype}.{self.line()}")
+        offset = int(tensor.storage_offset())
+        return Place(storage, offset, tuple(tensor.shape), tensor.stride())
+
+    def line(self) -> str:
+        """Return the line of the user's code that is running, or whose derivative is."""
+        node = torch._C._current_autograd_node()
+        if node is not None:
+            return self._lines.get(node._sequence_nr(), "")
+        here = _where()
+        # An operator's node is made before the operator runs.
+        self._lines.setdefault(torch.autograd._get_sequence_nr() - 1, here)
+        return here
 
     def __torch_dispatch__(
         self,
@@ -187,28 +254,28 @@ class _Recorder(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        inputs = _tensors([*args, *kwargs.values()])
-        live = any(self._is_live(tensor) for tensor in inputs)
         name = str(func)
-        if not live or name.rpartition(".")[0] in _FACTORIES:
-            for tensor in _written(func, args, kwargs):
-                self._will_change(tensor)
-            result = func(*args, **kwargs)
-            if torch.Tag.nondeterministic_seeded in func.tags:
-                raise CannotCompile(f"the model draws random numbers ({name}).{_where()}")
-            return result
-        if name in ("aten._local_scalar_dense.default", "aten.equal.default"):
-            msg = f"the course of the model depends on the value of a latent site.{_where()}"
-            raise CannotCompile(msg)
+        base = base_name(name)
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise CannotCompile(f"the model draws random numbers ({name}).{self.line()}")
+        if torch.Tag.inplace_view in func.tags:
+            return func(*args, **kwargs)
+        live = any(self.is_live(tensor) for tensor in _tensors([*args, *kwargs.values()]))
         written = _written(func, args, kwargs)
+        if not live or base in _FACTORIES:
+            for tensor in written:
+                self._will_change(tensor)
+            return func(*args, **kwargs)
+        line = self.line()
+        known = self.known(name) or (func.is_view and not func._can_decompose())
+        if base in _REFUSED and not known:
+            raise CannotCompile(f"{_REFUSED[base]} ({name}).{line}")
         for tensor in written:
-            if not self._is_live(tensor):
+            if not self.is_live(tensor):
                 self._becomes_live(tensor)
-        if not self.known(name) and not _is_view(func):
-            decomposed = self._decompose(func, args, kwargs)
-            if decomposed is not NotImplemented:
-                return decomposed
-            raise CannotCompile(f"operator {name} has no rule.{_where()}")
+        if not known:
+            return self._decompose(func, args, kwargs)
+        arguments = {key: self._to_places(a) for key, a in _bound(func, args, kwargs)}
         result = func(*args, **kwargs)
         before = len(self._storages)
         for tensor in _tensors([result]):
@@ -216,33 +283,28 @@ class _Recorder(TorchDispatchMode):
                 self._add(tensor, live=True)
         if len(self._storages) > before or written:
             outputs = tuple(self.place(tensor) for tensor in _tensors([result]))
-            to_place = self._to_places
-            self.operations.append(
-                Operation(
-                    name,
-                    tuple(to_place(arg) for arg in args),
-                    {key: to_place(arg) for key, arg in kwargs.items()},
-                    outputs,
-                    _where(),
-                )
-            )
+            changed = tuple(_written_places(func, arguments))
+            self.operations.append(Operation(name, arguments, outputs, changed, line))
         return result
 
     def _decompose(self, func: Any, args: Any, kwargs: Any) -> Any:
-        table = _decompositions()
-        if func in table:
+        """Run an operator without a rule by simpler ones."""
+        found = decomposition(func)
+        if found is None or func in self._decomposing:
+            raise CannotCompile(f"operator {func} has no rule.{self.line()}")
+        self._decomposing.append(func)
+        try:
             with self:
-                return table[func](*args, **kwargs)
-        with self:
-            return func.decompose(*args, **kwargs)
-
-    def _is_live(self, tensor: torch.Tensor) -> bool:
-        storage = self._storages.get(_address(tensor))
-        return storage is not None and storage.live
+                result = found(*args, **kwargs)
+        finally:
+            self._decomposing.pop()
+        if result is NotImplemented:
+            raise CannotCompile(f"operator {func} has no rule for its options.{self.line()}")
+        return result
 
     def _add(self, tensor: torch.Tensor, *, live: bool) -> Storage:
-        memory = _whole(tensor)
-        storage = Storage(self._count, len(memory), tensor.dtype, None if live else memory)
+        values = None if live else _whole(tensor)
+        storage = Storage(self._count, _size(tensor), tensor.dtype, values)
         self._count += 1
         self._storages[_address(tensor)] = storage
         self._alive.append(tensor)
@@ -269,17 +331,51 @@ class _Recorder(TorchDispatchMode):
         return value
 
 
+class _Numbers(TorchFunctionMode):
+    """Refuses what would freeze a latent site at the value that it is recorded at."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _READERS or func in _MAKERS:
+            # A tensor that is copied as a whole goes through operators.
+            read = args if func in _READERS else [a for a in args if isinstance(a, list | tuple)]
+            if any(self.recorder.is_live(_unwrapped(tensor)) for tensor in _tensors(read)):
+                msg = f"{func.__name__}() makes plain numbers of the values of a latent site."
+                raise CannotCompile(msg + self.recorder.line())
+        return func(*args, **kwargs)
+
+
+def _unwrapped(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor inside of those that `vmap` and `grad` wrap around it."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
 def _address(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
+def _size(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().nbytes() // tensor.element_size()
+
+
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
     """Return all of a tensor's storage, (size,)."""
-    size = tensor.untyped_storage().nbytes() // tensor.element_size()
-    return tensor.detach().as_strided((size,), (1,), 0)
+    return tensor.detach().as_strided((_size(tensor),), (1,), 0)
 
 
-def _tensors(values: list[Any] | tuple[Any, ...]) -> list[torch.Tensor]:
+def _tensors(values: Iterable[Any]) -> list[torch.Tensor]:
     found: list[torch.Tensor] = []
     for value in values:
         if isinstance(value, torch.Tensor):
@@ -289,44 +385,50 @@ def _tensors(values: list[Any] | tuple[Any, ...]) -> list[torch.Tensor]:
     return found
 
 
+@cache
+def _parameters(func: Any) -> tuple[tuple[str, Any, bool], ...]:
+    """Return an operator's arguments: name, default, and whether it is written to."""
+    return tuple(
+        (a.name, a.default_value, a.alias_info is not None and a.alias_info.is_write)
+        for a in func._schema.arguments
+    )
+
+
+def _bound(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterable[tuple[str, Any]]:
+    """Return an operator's arguments by name, defaults filled in."""
+    for position, (name, default, _) in enumerate(_parameters(func)):
+        yield name, args[position] if position < len(args) else kwargs.get(name, default)
+
+
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
     if not func._schema.is_mutable:
         return []
-    found: list[Any] = []
-    for position, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            found.append(
-                args[position] if position < len(args) else kwargs.get(argument.name, None)
-            )
-    return _tensors(found)
+    names = {name for name, _, writes in _parameters(func) if writes}
+    return _tensors(value for name, value in _bound(func, args, kwargs) if name in names)
 
 
-def _is_view(func: Any) -> bool:
-    return bool(func.is_view)
-
-
-@cache
-def _decompositions() -> dict[Any, Callable[..., Any]]:
-    from torch._decomp import core_aten_decompositions
-
-    return dict(core_aten_decompositions())
-
-
-_LIBRARIES = tuple(str(Path(module.__file__ or "").parent) for module in (torch,))
+def _written_places(func: Any, arguments: dict[str, Any]) -> Iterable[Place]:
+    for name, _, writes in _parameters(func):
+        if writes and isinstance(arguments[name], Place):
+            yield arguments[name]
 
 
 def _where() -> str:
     """Return the line of the user's code that is running, as the end of a message."""
     frame = sys._getframe(1)
-    libraries = (*_LIBRARIES, _package_folder("pyro"), str(Path(__file__).parents[1]))
-    while frame is not None:
+    while frame is not None and frame.f_code is not record.__code__:
         file = frame.f_code.co_filename
-        if not file.startswith(libraries) and not file.startswith("<"):
+        if not file.startswith((*_library_folders(), "<")):
             return f" See {Path(file).name}, line {frame.f_lineno} ({frame.f_code.co_name})."
         frame = frame.f_back  # type: ignore[assignment]
     return ""
 
 
 @cache
-def _package_folder(name: str) -> str:
-    return str(Path(sys.modules[name].__file__ or "").parent) if name in sys.modules else "\0"
+def _library_folders() -> tuple[str, ...]:
+    ours = Path(__file__).parents[1]
+    folders = [str(ours), str(Path(torch.__file__).parent)]
+    if "pyro" in sys.modules:
+        folders.append(str(Path(sys.modules["pyro"].__file__ or "").parent))
+    standard = Path(sysconfig.get_path("stdlib"))
+    return (*folders, *(f"{standard}/{name}" for name in ("contextlib.py", "functools.py")))

@@ -266,7 +266,8 @@ def _lay_out(program: Program, groups: list[Group]) -> tuple[dict[Storage, int],
             for touch in (*reads, *writes):
                 spans.setdefault(touch.accessed.storage, [number, number])[1] = number
             if isinstance(statement, Block | Contraction):
-                outlives |= {touch.accessed.storage for touch in reads}
+                kept = (*reads, *writes) if isinstance(statement, Block) else reads
+                outlives |= {touch.accessed.storage for touch in kept}
                 continue
             outlives |= {
                 accessed.storage

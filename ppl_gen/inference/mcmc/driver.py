@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import FrameType
 from typing import Protocol
 
 import torch
@@ -15,10 +19,11 @@ from ppl_gen.inference.mcmc.metric import Kind, Rule
 from ppl_gen.inference.mcmc.state import Phase, State
 from ppl_gen.inference.mcmc.warmup import Stage, update_metric
 
-__all__ = ["Driver", "Engine"]
+__all__ = ["Driver", "Engine", "Sink"]
 
 # A group of chains runs for so long before its thread looks at anything else.
 _SLICE_SECONDS = 0.05
+_REPORT_SECONDS = 0.1
 
 
 class Engine(Protocol):
@@ -39,6 +44,22 @@ class Engine(Protocol):
         ...
 
 
+class Sink(Protocol):
+    """What takes the draws of chains."""
+
+    def take(self, chain: int) -> None:
+        """Take the draws of a chain, which stands still."""
+        ...
+
+    def due(self) -> bool:
+        """Return whether all chains should stand still for a moment."""
+        ...
+
+    def rest(self) -> None:
+        """Take the draws of all chains, which stand still."""
+        ...
+
+
 class Driver:
     """Runs chains to their end.
 
@@ -49,6 +70,7 @@ class Driver:
         draws: Number of draws of each chain that are to be kept.
         metric: The form of the metric.
         rule: How it is estimated.
+        sink: What takes their draws.
     """
 
     def __init__(
@@ -59,14 +81,19 @@ class Driver:
         draws: int,
         metric: Kind,
         rule: Rule,
+        sink: Sink,
     ) -> None:
         self.engine = engine
         self.state = state
         self.stages = {stage.stop: stage for stage in stages}
+        self.first = state.warmup + state.thinning
         self.last = state.warmup + draws * state.thinning
         self.metric: Kind = metric
         self.rule: Rule = rule
+        self.sink = sink
+        self.first_draw_at: float | None = None
         self._stopped = threading.Event()
+        self._interrupted = False
         self._failure: BaseException | None = None
 
     def start(self) -> None:
@@ -76,8 +103,20 @@ class Driver:
                 self.state.next_stop[chain] = self._next_stop(chain)
                 self.engine.begin_search(chain)
 
+    def go_on(self, chains: int) -> None:
+        """Let every chain go on from where it was, though to another end perhaps.
+
+        Args:
+            chains: Number of chains that are to.
+        """
+        for chain in range(chains):
+            if self.state.transition[chain] < self.last:
+                self.state.next_stop[chain] = self._next_stop(chain)
+                if self.state.phase[chain] == Phase.DONE:
+                    self.state.phase[chain] = Phase.WAITING
+
     def run(self, report: Callable[[], None]) -> bool:
-        """Run until all chains are done.
+        """Run until all chains are done, and their draws taken.
 
         Args:
             report: Called a few times a second.
@@ -85,52 +124,91 @@ class Driver:
         Returns:
             Whether the user stopped it before.
         """
-        groups = range(self.state.chains // self.engine.group_size)
-        pending: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for group in groups:
-            pending.put(group)
-        count = min(len(groups), _processors())
-        threads = [threading.Thread(target=self._work, args=(pending,)) for _ in range(count)]
-        self._stopped.clear()
-        interrupted = False
-        for thread in threads:
-            thread.start()
-        try:
-            while any(thread.is_alive() for thread in threads):
-                for thread in threads:
-                    thread.join(0.1 / count)
-                report()
-        except KeyboardInterrupt:
-            interrupted = True
+        self._interrupted = False
+        with self._deferred_interrupt():
+            while not self._interrupted and (groups := self._unfinished()):
+                pending: queue.SimpleQueue[int] = queue.SimpleQueue()
+                for group in groups:
+                    pending.put(group)
+                self._stopped.clear()
+                count = min(len(groups), _processors())
+                self._do([partial(self._work, pending)] * count, report)
+                self._do([self.sink.rest], report)
+        return self._interrupted and bool(self._unfinished())
+
+    @contextlib.contextmanager
+    def _deferred_interrupt(self) -> Iterator[None]:
+        """Let Ctrl-C stop the chains where they can go on later; a second one stops at once."""
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if self._interrupted:
+                signal.default_int_handler(number, frame)
+            self._interrupted = True
             self._stopped.set()
-            for thread in threads:
-                thread.join()
+
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if not in_main_thread or signal.getsignal(signal.SIGINT) != signal.default_int_handler:
+            yield
+            return
+        signal.signal(signal.SIGINT, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _unfinished(self) -> list[int]:
+        size = self.engine.group_size
+        done = (self.state.phase == Phase.DONE).view(-1, size).all(dim=-1)
+        return [group for group, all_done in enumerate(done.tolist()) if not all_done]
+
+    def _do(self, tasks: list[Callable[[], None]], report: Callable[[], None]) -> None:
+        """Do tasks, each in a thread of its own, until all have come to their end."""
+        finished: list[None] = []
+        for task in tasks:
+            threading.Thread(target=self._guard, args=(task, finished)).start()
+        pause, reported = 0.0005, time.perf_counter()
+        try:
+            while len(finished) < len(tasks):
+                time.sleep(pause)
+                pause = min(1.1 * pause, 0.02)
+                if time.perf_counter() - reported > _REPORT_SECONDS:
+                    reported = time.perf_counter()
+                    report()
+                if self._interrupted or self.sink.due():
+                    self._stopped.set()
+        except BaseException:
+            self._stopped.set()
+            raise
         if self._failure is not None:
             raise self._failure
-        return interrupted
 
-    def _work(self, pending: queue.SimpleQueue[int]) -> None:
-        steps = 1
+    def _guard(self, task: Callable[[], None], finished: list[None]) -> None:
         try:
-            while not self._stopped.is_set():
-                try:
-                    group = pending.get_nowait()
-                except queue.Empty:
-                    return
-                started = time.perf_counter()
-                made = 0
-                while (spent := time.perf_counter() - started) < _SLICE_SECONDS:
-                    if made:
-                        speed = made / max(spent, 1e-6)
-                        steps = max(1, int(speed * (_SLICE_SECONDS - spent)))
-                    made += self.engine.advance(group, steps)
-                    if not self._serve(group):
-                        break
-                else:
-                    pending.put(group)
+            task()
         except BaseException as error:
             self._failure = error
             self._stopped.set()
+        finally:
+            finished.append(None)
+
+    def _work(self, pending: queue.SimpleQueue[int]) -> None:
+        steps = 1
+        while not self._stopped.is_set():
+            try:
+                group = pending.get_nowait()
+            except queue.Empty:
+                return
+            started = time.perf_counter()
+            made = 0
+            while (spent := time.perf_counter() - started) < _SLICE_SECONDS:
+                if made:
+                    speed = made / max(spent, 1e-6)
+                    steps = max(1, int(speed * (_SLICE_SECONDS - spent)))
+                made += self.engine.advance(group, steps)
+                if not self._serve(group):
+                    break
+            else:
+                pending.put(group)
 
     def _serve(self, group: int) -> bool:
         """Serve the chains of a group that wait; return whether any is still to go on."""
@@ -145,6 +223,10 @@ class Driver:
     def _serve_chain(self, chain: int) -> None:
         state = self.state
         made = int(state.transition[chain])
+        if made >= self.first and self.first_draw_at is None:
+            self.first_draw_at = time.perf_counter()
+        if state.kept[chain] == state.chunk:
+            self.sink.take(chain)
         if made >= self.last:
             state.phase[chain] = Phase.DONE
             return
@@ -165,7 +247,7 @@ class Driver:
 
     def _next_stop(self, chain: int) -> int:
         made = int(self.state.transition[chain])
-        stops = [*self.stages, self.state.warmup, self.last]
+        stops = [*self.stages, self.state.warmup, self.first, self.last]
         return min(stop for stop in stops if stop > made)
 
 

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import time
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ppl_gen.core import LogDensity, Problem, Result
+from ppl_gen.core import LogDensity, Posterior, Problem, Result
+from ppl_gen.core.archive import StoredDraws
+from ppl_gen.core.arguments import move
 from ppl_gen.core.compiler.compiled import CannotCompile, CompiledLogDensity, NoCompiler
+from ppl_gen.core.posterior import Outline
+from ppl_gen.core.scope import isolated
+from ppl_gen.core.store import RESUME, Run, chains_of
+from ppl_gen.inference.mcmc.advice import advice
 from ppl_gen.inference.mcmc.driver import Driver, Engine
 from ppl_gen.inference.mcmc.init import Evaluate, eagerly, first_metric, start_points
 from ppl_gen.inference.mcmc.metric import Kind
 from ppl_gen.inference.mcmc.state import Kernel, MetricKind, Phase, State, Statistic, new_state
+from ppl_gen.inference.mcmc.stream import (
+    Keeper,
+    Memory,
+    SiteValues,
+    Stream,
+    restore,
+    statistics_of,
+)
 from ppl_gen.inference.mcmc.warmup import set_metric, stages
 from ppl_gen.inference.progress import ProgressBar
 
@@ -32,6 +50,10 @@ _MAX_ENERGY_ERROR = 1000.0
 # Latest warm-up transitions that are kept for the metric, in bytes of all chains.
 _WINDOW_BYTES = 2**28
 _DIVERGENCES_KEPT = 200
+# Draws of all chains that wait to be taken away.
+_CHUNK_BYTES = 2**24
+# Of draws in a folder, so many values are looked at for what is wrong with them.
+_ADVICE_VALUES = 2**20
 
 
 def run(method: Chains, problem: Problem) -> Result:
@@ -45,22 +67,31 @@ def run(method: Chains, problem: Problem) -> Result:
         from ppl_gen.inference.mcmc.pyro_kernels import run as run_pyro
 
         return run_pyro(method, problem)
-    density = LogDensity(problem.pair, problem.data, dtype=method.dtype, device=problem.device)
-    kind = method.metric_for(density.dim)
+    density = LogDensity(
+        problem.pair,
+        problem.data,
+        dtype=method.dtype,
+        device=problem.device,
+        prepared=problem.prepared,
+    )
+    previous = problem.previous
+    if previous is not None:
+        check_same(density, previous)
+        if int(previous.checkpoint["written"].min()) >= method.draws:
+            return Result(draws=previous.draws)
+    began = time.perf_counter()
     compiled = _compile(density, method)
-    lanes = 1 if compiled is None else compiled.lanes
-    evaluate: Evaluate = eagerly(density) if compiled is None else compiled
-    points, values, gradients = start_points(density, evaluate, method.chains, method.init)
-    state = _first_state(density, method, kind, lanes)
-    chains = slice(0, method.chains)
-    state.tree_position[chains] = points.to(state.key.device)
-    state.tree_log_prob[chains] = values.to(state.key.device)
-    state.tree_gradient[chains] = gradients.to(state.key.device)
-    for chain in range(method.chains):
-        metric = first_metric(
-            density, kind, state.max_rank, gradients[chain].cpu(), method.init
+    compile_seconds = time.perf_counter() - began
+    name = "eager" if compiled is None else "compiled"
+    kind = method.metric_for(density.dim)
+    state = _new_state(density, method, kind, 1 if compiled is None else compiled.lanes)
+    if previous is None:
+        _first_state(
+            state, density, method, kind, eagerly(density) if compiled is None else compiled
         )
-        set_metric(state, chain, metric)
+    else:
+        _check_engine(name, previous)
+        restore(state, previous.checkpoint)
     engine: Engine
     if compiled is not None:
         from ppl_gen.inference.mcmc.native import NativeEngine
@@ -70,15 +101,130 @@ def run(method: Chains, problem: Problem) -> Result:
         from ppl_gen.inference.mcmc.eager import EagerEngine
 
         engine = EagerEngine(density, state)
+    stream = _stream(density, method, problem, state, name)
     driver = Driver(
-        engine, state, stages(method.warmup), method.draws, kind, method.adaptation
+        engine, state, stages(method.warmup), method.draws, kind, method.adaptation, stream
     )
-    name = type(method).__name__
-    total = (method.warmup + method.draws * method.thinning) * method.chains
-    with ProgressBar(name, total, enabled=problem.progress) as bar:
+    if previous is None:
         driver.start()
-        interrupted = driver.run(lambda: bar.update(*_progress(state, method)))
-    return _result(density, method, state, interrupted)
+    else:
+        driver.go_on(method.chains)
+    total = (method.warmup + method.draws * method.thinning) * method.chains
+    with ProgressBar(type(method).__name__, total, enabled=problem.progress) as bar:
+        try:
+            interrupted = driver.run(lambda: bar.update(*_progress(state, method)))
+        except OSError as error:
+            raise stream.explained(error) from error
+    facts = {"engine": name, "compile_seconds": compile_seconds, "seconds_to_first_draw": None}
+    if previous is not None:
+        facts |= {key: previous.provenance.get(key) for key in facts}
+    elif driver.first_draw_at is not None:
+        facts["seconds_to_first_draw"] = driver.first_draw_at - problem.started
+    return _result(density, method, stream, interrupted, facts)
+
+
+def _stream(
+    density: LogDensity, method: Chains, problem: Problem, state: State, engine: str
+) -> Stream:
+    """Return what takes the draws, to a folder where one is given, else to memory."""
+    previous = problem.previous
+    posterior = Posterior(
+        draws={},
+        latents=tuple(density.sites),
+        pair=problem.pair,
+        data=move(density.data, None, torch.device("cpu")),
+        provenance={
+            **problem.facts,
+            "dtype": str(method.dtype).removeprefix("torch."),
+            "engine": engine,
+        },
+    )
+    with isolated(0, method.dtype):
+        outline = Outline.of(posterior)
+    values = SiteValues(density, outline)
+    example = values(state.tree_position[:1], 0)
+    posterior = dataclasses.replace(
+        posterior,
+        observed=outline.observed,
+        dims=outline.dims(example),
+        coords=outline.coords(example),
+    )
+    groups = {
+        "posterior": _room(example, method.chains, method.draws),
+        "sample_stats": _room(statistics_of(state.statistics[0, :1]), method.chains, method.draws),
+        "divergences": _room(example, method.chains, state.divergence_capacity),
+    }
+    keeper: Keeper
+    folder = problem.out
+    if previous is not None and isinstance(previous.draws, StoredDraws):
+        folder = previous.draws.path.parent
+        keeper = Run.reopen(folder, method.draws)
+    elif folder is not None:
+        keeper = Run.create(folder, posterior, problem.identity, groups)
+    else:
+        keeper = Memory(groups, previous)
+    spent = 0.0 if previous is None else float(previous.provenance["seconds"])
+    return Stream(
+        state,
+        method.chains,
+        values,
+        keeper,
+        folder=folder,
+        earlier={} if previous is None else previous.checkpoint,
+        zero=problem.started - spent,
+    )
+
+
+def _room(example: Mapping[str, torch.Tensor], chains: int, draws: int) -> dict[str, torch.Tensor]:
+    """Return tensors for so many draws of each chain; memory is taken up as they are filled."""
+    return {
+        site: torch.empty(chains, draws, *value.shape[1:], dtype=value.dtype)
+        for site, value in example.items()
+    }
+
+
+def check_same(density: LogDensity, previous: Posterior) -> None:
+    """Refuse a model that is not the one that a posterior was drawn from.
+
+    Args:
+        density: The log density of the model.
+        previous: The posterior, with its checkpoint.
+
+    Raises:
+        ValueError: If densities differ where the chains are, or the draws are not its own.
+    """
+    positions = previous.checkpoint["tree_position"][: previous.num_chains]
+    before = previous.checkpoint["tree_log_prob"][: previous.num_chains]
+    after, _ = eagerly(density)(positions)
+    tolerance = 1e-8 if density.dtype == torch.float64 else 1e-3
+    differs = ~torch.isclose(after, before, rtol=tolerance, atol=tolerance)
+    if bool(differs.any()):
+        chain = int(differs.nonzero()[0])
+        msg = (
+            f"the model is not the one that the chains were run on: where chain {chain} is, its "
+            f"log density was {float(before[chain]):.8g} and is {float(after[chain]):.8g}. Give "
+            "the same code and data, or start a new run."
+        )
+        raise ValueError(msg)
+    if isinstance(previous.draws, StoredDraws):
+        return
+    for site, value in density.constrain(positions.to(density.device, density.dtype)).items():
+        if not torch.allclose(previous.draws[site][:, -1], value.cpu(), rtol=1e-4, atol=1e-6):
+            msg = (
+                f"the draws of '{site}' are not those that the chains made last: they were changed "
+                "or left out after the run. Extend the posterior as `fit` returned it."
+            )
+            raise ValueError(msg)
+
+
+def _check_engine(engine: str, previous: Posterior) -> None:
+    before = previous.provenance["engine"]
+    if engine != before:
+        msg = (
+            f"the run was made by the {before} engine, and here the {engine} one would go on, with "
+            "other draws. Go on where the first one runs, or start a new run."
+        )
+        raise ValueError(msg)
 
 
 def _compile(density: LogDensity, method: Chains) -> CompiledLogDensity | None:
@@ -100,11 +246,12 @@ def _compile(density: LogDensity, method: Chains) -> CompiledLogDensity | None:
     return compiled
 
 
-def _first_state(density: LogDensity, method: Chains, kind: Kind, lanes: int) -> State:
+def _new_state(density: LogDensity, method: Chains, kind: Kind, lanes: int) -> State:
     dim = density.dim
     chains = -(-method.chains // lanes) * lanes
     memory = min(method.warmup, max(50, _WINDOW_BYTES // (16 * dim * chains)))
-    state = new_state(
+    row = 8 * (dim + len(Statistic)) * chains
+    return new_state(
         density.device,
         dim=dim,
         chains=chains,
@@ -115,18 +262,31 @@ def _first_state(density: LogDensity, method: Chains, kind: Kind, lanes: int) ->
         max_tree_depth=getattr(method, "max_tree_depth", 0),
         max_steps=_MAX_HMC_STEPS,
         max_rank=min(_MAX_RANK, dim) if kind == "low_rank" else 0,
-        chunk=method.draws,
+        chunk=max(1, min(method.draws, _CHUNK_BYTES // row)),
         memory=memory,
         divergence_capacity=_DIVERGENCES_KEPT if method.kernel != Kernel.RANDOM_WALK else 0,
         target_accept=method.target_accept,
         path_length=getattr(method, "trajectory_length", 0.0),
         max_energy_error=_MAX_ENERGY_ERROR,
     )
-    state.key[:] = torch.randint(2**62, (chains,))
+
+
+def _first_state(
+    state: State, density: LogDensity, method: Chains, kind: Kind, evaluate: Evaluate
+) -> None:
+    """Put the chains to their start points."""
+    points, values, gradients = start_points(density, evaluate, method.chains, method.init)
+    state.key[:] = torch.randint(2**62, (state.chains,))
     state.scale[:] = 1.0
-    state.step_size[:] = 2.4 / dim**0.5 if method.kernel == Kernel.RANDOM_WALK else 1.0
+    state.step_size[:] = 2.4 / state.dim**0.5 if method.kernel == Kernel.RANDOM_WALK else 1.0
     state.phase[method.chains :] = Phase.DONE
-    return state
+    chains = slice(0, method.chains)
+    state.tree_position[chains] = points
+    state.tree_log_prob[chains] = values
+    state.tree_gradient[chains] = gradients
+    for chain in range(method.chains):
+        gradient = gradients[chain].cpu()
+        set_metric(state, chain, first_metric(density, kind, state.max_rank, gradient, method.init))
 
 
 def _progress(state: State, method: Chains) -> tuple[int, str]:
@@ -138,26 +298,64 @@ def _progress(state: State, method: Chains) -> tuple[int, str]:
     return made, f"{divergences} divergences" if divergences else text
 
 
-def _result(density: LogDensity, method: Chains, state: State, interrupted: bool) -> Result:
-    chains = slice(0, method.chains)
-    count = int(state.kept[chains].min())
-    if count == 0:
+def _result(
+    density: LogDensity,
+    method: Chains,
+    stream: Stream,
+    interrupted: bool,
+    facts: dict[str, Any],
+) -> Result:
+    counts = stream.written.tolist()
+    if min(counts) == 0:
         msg = f"{type(method).__name__} was interrupted in warm-up: there are no draws to keep yet."
+        if stream.folder is not None:
+            msg += f" It is in {stream.folder}: {RESUME}"
         raise KeyboardInterrupt(msg)
-    draws = state.draws[chains, :count].to(density.dtype)
-    columns = state.statistics[chains, :count].unbind(-1)
-    whole = {Statistic.TREE_DEPTH: torch.int64, Statistic.N_STEPS: torch.int64}
-    statistics = {
-        kind.name.lower(): columns[kind].to(
-            torch.bool if kind == Statistic.DIVERGING else whole.get(kind, torch.float64)
-        )
-        for kind in Statistic
-    }
+    draws = stream.keeper.read("posterior", counts)
+    statistics = stream.keeper.read("sample_stats", counts)
+    divergences = stream.keeper.joined("divergences", stream.divergences_written.tolist())
+    # Chains in memory whose surplus is dropped have no place to go on from.
+    lost = interrupted and stream.folder is None
     return Result(
-        draws=density.constrain(draws),
+        draws=draws,
+        latents=tuple(density.sites),
         sample_stats=statistics,
         data=density.data,
-        gradient_evaluations=int(state.evaluations[chains].sum()),
+        gradient_evaluations=int(stream.state.evaluations[: method.chains].sum()),
         interrupted=interrupted,
         dtype=method.dtype,
+        divergences=divergences,
+        divergence_chain=chains_of(stream.divergences_written.tolist()),
+        checkpoint={} if lost else stream.checkpoint(),
+        warnings=_advice(density, method, draws, statistics, divergences),
+        facts=facts,
+    )
+
+
+def _advice(
+    density: LogDensity,
+    method: Chains,
+    draws: Mapping[str, torch.Tensor],
+    statistics: Mapping[str, torch.Tensor],
+    divergences: Mapping[str, torch.Tensor],
+) -> tuple[str, ...]:
+    latents = {site: draws[site] for site in density.sites if not isinstance(draws, StoredDraws)}
+    if isinstance(draws, StoredDraws):
+        # There may be more than fit in memory, and some say as much.
+        shapes = [shape for site, shape in draws.shapes.items() if site in density.sites]
+        step = max(1, min(shapes[0][1] // 1000, sum(map(math.prod, shapes)) // _ADVICE_VALUES))
+        thinned = draws.thinned(step)
+        latents = {site: thinned[site] for site in density.sites}
+        assert isinstance(statistics, StoredDraws)
+        statistics = {**statistics.thinned(step), "diverging": statistics["diverging"]}
+    improper = [
+        name for name, site in density.sites.items() if site.distribution == "ImproperUniform"
+    ]
+    return advice(
+        latents,
+        statistics,
+        divergences=divergences,
+        target_accept=method.target_accept,
+        max_tree_depth=getattr(method, "max_tree_depth", None),
+        improper=improper,
     )

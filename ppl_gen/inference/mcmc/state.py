@@ -215,7 +215,7 @@ def new_state(device: torch.device, **options: Any) -> State:
         "statistics": (options["chunk"], len(Statistic)),
         "divergence_positions": (options["divergence_capacity"], dim),
     }
-    tensors = {}
+    tensors: dict[str, Any] = {}
     for field in fields(State):
         if field.name in options:
             continue
