@@ -31,7 +31,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -291,7 +291,7 @@ def compare(records: list[Record], base: str) -> Record:
     return result
 
 
-def goals(summary: Record, ratios: Record) -> list[Record]:
+def goals(ratios: Record) -> list[Record]:
     """Return the goals that can be judged by what was measured."""
     wanted = [
         ("4", "pyro", "geometric_mean", "ess_per_second", 50.0),
@@ -325,7 +325,8 @@ def machine() -> Record:
     return {"processor": model, "cores": os.cpu_count(), "python": platform.python_version()}
 
 
-def run(bench: Bench, options: argparse.Namespace) -> Record:
+def run(bench: Bench, options: argparse.Namespace) -> Iterator[Record]:
+    """Yield the results so far after each model, so that a run that is stopped leaves some."""
     records: list[Record] = []
     agreements: Record = {}
     for chains, model in itertools.product(options.chains, options.models):
@@ -354,21 +355,24 @@ def run(bench: Bench, options: argparse.Namespace) -> Record:
             for record in by_engine.values():
                 records.append(record)
                 print(line(record), flush=True)
-    summary = summarise(records)
+        yield assemble(records, agreements, options)
+
+
+def assemble(records: list[Record], agreements: Record, options: argparse.Namespace) -> Record:
     ratios = compare(records, OURS)
     versions: dict[str, str] = {}
     for record in records:
-        versions.update(record.pop("versions", {}))
+        versions.update(record.get("versions", {}))
     return {
         "machine": machine(),
         "versions": versions,
         "settings": {"warmup": options.warmup, "draws": options.draws, "rounds": options.rounds},
-        "summary": summary,
+        "summary": summarise(records),
         "ratios": ratios,
         "ratios_of_peers": {peer: compare(records, peer) for peer in PEERS},
-        "goals": goals(summary, ratios),
+        "goals": goals(ratios),
         "agreement": agreements,
-        "runs": records,
+        "runs": [{k: v for k, v in record.items() if k != "versions"} for record in records],
     }
 
 
@@ -423,40 +427,35 @@ def report(results: Record) -> None:
             print(f"{chains:>4} {model:17} {verdict}: |z| {worst:.2f}, bound {test['bound']:.2f}")
 
 
-def scale(bench: Bench, options: argparse.Namespace) -> Record:
+def scale(bench: Bench, options: argparse.Namespace) -> Iterator[Record]:
     """Measure ppl-gen's cost of a leapfrog step, and its memory, by number of chains."""
     rows: list[Record] = []
+    settings = {"warmup": options.warmup, "draws": options.draws}
     with tempfile.TemporaryDirectory(dir=bench.scratch) as caches:
         for model, chains in itertools.product(SCALING_MODELS, SCALING_CHAINS):
             size = ("--chains", chains, "--warmup", options.warmup, "--draws", options.draws)
             record = bench.work(OURS, model, Path(caches), *size, "--seed", 0)
-            row: Record = {"model": model, "chains": chains}
-            if "error" in record:
-                rows.append({**row, **record})
-                print(rows[-1], flush=True)
-                continue
-            details = record["details"]
-            # What comes before the first transition is no cost of a step.
-            before = details.get("seconds_to_first_draw", 0.0)
-            seconds = record["seconds_warm"] - before
-            gradients = record["gradients"] + record["gradients_warmup"]
-            row |= {
-                "microseconds_per_gradient": 1e6 * seconds / gradients,
-                "gradients": gradients,
-                "seconds": seconds,
-                "peak_mebibytes": record["peak_mebibytes"],
-                "peak_mebibytes_over_imports": round(
-                    record["peak_mebibytes"] - record["peak_mebibytes_imports"], 1
-                ),
-            }
-            rows.append(row)
-            print(
-                f"{model:15} {chains:5} chains: {row['microseconds_per_gradient']:9.3f} us a "
-                f"gradient and chain, {row['peak_mebibytes_over_imports']:7.0f} MiB over imports",
-                flush=True,
-            )
-    settings = {"warmup": options.warmup, "draws": options.draws}
-    return {"machine": machine(), "settings": settings, "scaling": rows}
+            rows.append({"model": model, "chains": chains, **cost(record)})
+            print(", ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
+            yield {"machine": machine(), "settings": settings, "scaling": rows}
+
+
+def cost(record: Record) -> Record:
+    """Return what a gradient of one chain costs in a warm run, or why that is not known."""
+    if "error" in record:
+        return record
+    # What comes before the first transition is no cost of a step.
+    seconds = record["seconds_warm"] - record["details"].get("seconds_to_first_draw", 0.0)
+    gradients = record["gradients"] + record["gradients_warmup"]
+    return {
+        "microseconds_per_gradient": round(1e6 * seconds / gradients, 4),
+        "gradients": gradients,
+        "seconds": round(seconds, 3),
+        "peak_mebibytes": record["peak_mebibytes"],
+        "peak_mebibytes_over_imports": round(
+            record["peak_mebibytes"] - record["peak_mebibytes_imports"], 1
+        ),
+    }
 
 
 def find_peers(given: str | None) -> str:
@@ -490,15 +489,15 @@ def main() -> None:
     options = parser.parse_args()
     needs_peers = not options.scaling and not set(PEERS).isdisjoint(options.engines)
     peers_python = find_peers(options.peers_python) if needs_peers else sys.executable
-    with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(Path(scratch), peers_python, options.timeout)
-        results = scale(bench, options) if options.scaling else run(bench, options)
-    if not options.scaling:
-        report(results)
     name = "sampler_scaling.json" if options.scaling else "sampler.json"
     out = options.out or FOLDER / "results" / name
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(Path(scratch), peers_python, options.timeout)
+        for results in scale(bench, options) if options.scaling else run(bench, options):
+            out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if not options.scaling:
+        report(results)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from torch.distributions import Distribution, transforms
@@ -21,8 +21,10 @@ from ppl_gen.core.replay import Replay
 from ppl_gen.core.scope import default_dtype, unchecked
 from ppl_gen.core.structure import Site
 from ppl_gen.inference.mcmc.advice import advice
-from ppl_gen.inference.mcmc.init import Init, eagerly, start_points
 from ppl_gen.inference.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from ppl_gen.inference.mcmc.init import Init
 
 __all__ = ["Conditional", "Gibbs", "HasConditionals", "slice_sample"]
 
@@ -427,6 +429,8 @@ def _latents(density: LogDensity) -> dict[str, Site]:
 
 def _start(density: LogDensity, chains: int, init: Init) -> Values:
     """Return values of all latent sites to start from, (chain, *site)."""
+    from ppl_gen.inference.mcmc.init import eagerly, start_points
+
     points, _, _ = start_points(density, eagerly(density), chains, init)
     values = density.constrain(points.to(density.device, density.dtype))
     sites = _latents(density)

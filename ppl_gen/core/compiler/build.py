@@ -54,8 +54,8 @@ def compiler() -> str:
         if path is not None:
             return path
     msg = (
-        "there is no C++ compiler on this machine. Install one (Debian and Ubuntu: apt install g++; "
-        "macOS: xcode-select --install; conda: conda install gxx), or name it in $CXX."
+        "there is no C++ compiler on this machine. Install one (Debian and Ubuntu: apt install "
+        "g++; macOS: xcode-select --install; conda: conda install gxx), or name it in $CXX."
     )
     raise NoCompiler(msg)
 

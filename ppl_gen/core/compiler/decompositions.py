@@ -213,5 +213,4 @@ _OURS: dict[str, Callable[..., Any]] = {
     "aten.put.default": _put,
     "aten.var.correction": _variance,
     "aten.var_mean.correction": _variance_and_mean,
-    "prims.var.default": lambda x, dims, correction=1.0, **_: _variance(x, dims, correction),
 }

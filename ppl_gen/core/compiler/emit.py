@@ -127,7 +127,7 @@ class _Writer:
         assert isinstance(statement, Block)
         pointers = [self._pointer(place) for place in (*statement.inputs, *statement.outputs)]
         return (
-            f"static void group_{number}(vec* M, const real* C, const int* I) {{\n"
+            f"static void group_{number}(vec* M, const real* C, const int* I) {{\n    MEMORY;\n"
             f"    {statement.code.format(*pointers)}\n}}\n"
         )
 
@@ -156,7 +156,7 @@ class _GroupWriter:
         for position, statement in enumerate(self.group.statements):
             self._statement(position, statement)
         before, body, after = ("\n".join(lines) for lines in (self.before, self.body, self.after))
-        head = f"static void group_{number}(vec* M, const real* C, const int* I) {{\n"
+        head = f"static void group_{number}(vec* M, const real* C, const int* I) {{\n    MEMORY;\n"
         if self.strip is None:
             return f"{head}{before}\n{body}\n{after}\n}}\n"
         length = self.shape[self.strip]

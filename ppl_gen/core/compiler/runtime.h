@@ -19,6 +19,9 @@
 
 #define FN static inline
 #define BIG __attribute__((noinline, unused)) static  // compiled once, however often called
+// At the head of a function that reads or writes through pointers: g++ 12 may take one whose loops
+// it has rewritten to computed addresses for a function of its arguments, and drop the call.
+#define MEMORY __asm__ volatile("" ::: "memory")
 #define EACH(i, n) _Pragma("GCC unroll 16") for (int i = 0; i < (n); i++)  // unrolled
 #define PASTE_(a, b) a##b
 #define PASTE(a, b) PASTE_(a, b)
@@ -680,6 +683,7 @@ enum update { ASSIGN, ADD, SUBTRACT };
 template <class A, class B, int R>
 BIG void row_products(vec* out, long os, const typename A::type* a, long ars, long acs,
                       const typename B::type* b, long bs, long k, update mode) {
+    MEMORY;
     constexpr int S = 8 / R;
     vec sum[8];
     EACH(i, 8) sum[i] = vec{};
@@ -709,6 +713,7 @@ BIG void row_products(vec* out, long os, const typename A::type* a, long ars, lo
 template <class A, class B>
 BIG void matvec(vec* out, long os, const typename A::type* a, long ars, long acs,
                 const typename B::type* b, long bs, long m, long k, update mode) {
+    MEMORY;
     long i = 0;
     for (; i + 8 <= m; i += 8)
         row_products<A, B, 8>(out + i * os, os, a + i * ars, ars, acs, b, bs, k, mode);
@@ -729,6 +734,7 @@ template <class A, class B>
 BIG void matmul(vec* out, const typename A::type* a, long ars, long acs,
                 const typename B::type* b, long brs, long bcs, long m, long k, long n,
                 update mode = ASSIGN) {
+    MEMORY;
     bool along_rows = m >= n;
     long length = along_rows ? m : n, width = along_rows ? n : m, p = 0;
     long bytes = along_rows ? sizeof(typename A::type) : sizeof(typename B::type);
@@ -754,6 +760,7 @@ BIG void matmul(vec* out, const typename A::type* a, long ars, long acs,
 // out (n, n) lower triangular with out out^T = a, from a's lower triangle. A lane whose matrix is
 // not positive definite holds NaN in the whole lower triangle.
 BIG void cholesky(vec* out, const vec* a, long ars, long acs, long n) {
+    MEMORY;
     mask bad = vec{} != vec{};
     for (long j = 0; j < n; j++) {
         vec* row = out + j * n;
@@ -778,6 +785,7 @@ FN void cholesky(vec* a, long n) { cholesky(a, a, n, 1, n); }  // in place
 template <class T>
 BIG void solve_triangular(vec* x, long xrs, long xcs, const typename T::type* t, long trs,
                           long tcs, long n, long m, bool upper, bool unit) {
+    MEMORY;
     for (long done = 0; done < n; done++) {
         long i = upper ? n - 1 - done : done, first = upper ? i + 1 : 0;
         matvec<each, T>(x + i * xrs, xcs, x + first * xrs, xcs, xrs, t + i * trs + first * tcs,
@@ -797,6 +805,7 @@ FN void solve_triangular(const vec* t, vec* x, long n, long m, bool upper, bool 
 template <class T>
 BIG void triangular_solve(vec* out, const typename T::type* t, long trs, long tcs, const vec* b,
                           long brs, long bcs, long n, long m, bool upper, bool unit, bool left) {
+    MEMORY;
     long rows = left ? n : m, columns = left ? m : n;
     for (long i = 0; i < rows; i++)
         for (long j = 0; j < columns; j++) out[i * columns + j] = b[i * brs + j * bcs];
@@ -816,6 +825,7 @@ FN void exchange(mask m, vec& a, vec& b) {
 // P a = L U with partial pivoting, lane by lane: lu (n, n) holds U and, below, L without its unit
 // diagonal; piv (n) the row, counted from 1, that each row was exchanged with, as LAPACK does.
 BIG void lu_factor(vec* lu, vec* piv, const vec* a, long ars, long acs, long n) {
+    MEMORY;
     for (long i = 0; i < n; i++)
         for (long j = 0; j < n; j++) lu[i * n + j] = a[i * ars + j * acs];
     for (long k = 0; k < n; k++) {
@@ -848,6 +858,7 @@ BIG void lu_factor(vec* lu, vec* piv, const vec* a, long ars, long acs, long n) 
 // lu_factor's result.
 BIG void lu_solve(vec* out, const vec* lu, const vec* piv, const vec* b, long brs, long bcs, long n,
                   long m, bool left, bool adjoint) {
+    MEMORY;
     long rows = left ? n : m, columns = left ? m : n, xrs = left ? m : 1, xcs = left ? 1 : n;
     for (long i = 0; i < rows; i++)
         for (long j = 0; j < columns; j++) out[i * columns + j] = b[i * brs + j * bcs];
@@ -873,6 +884,7 @@ BIG void lu_solve(vec* out, const vec* lu, const vec* piv, const vec* b, long br
 
 // sign det a = sign, log |det a| = log_abs, from lu_factor's result.
 BIG void lu_slogdet(vec* sign, vec* log_abs, const vec* lu, const vec* piv, long n) {
+    MEMORY;
     vec s = splat(1), total{};
     for (long i = 0; i < n; i++) {
         vec d = lu[i * n + i];
@@ -886,6 +898,7 @@ BIG void lu_slogdet(vec* sign, vec* log_abs, const vec* lu, const vec* piv, long
 
 // det a, from lu_factor's result.
 BIG vec lu_det(const vec* lu, const vec* piv, long n) {
+    MEMORY;
     vec r = splat(1);
     for (long i = 0; i < n; i++) r *= select(piv[i] != splat((real)(i + 1)), -lu[i * n + i],
                                              lu[i * n + i]);
@@ -894,6 +907,7 @@ BIG vec lu_det(const vec* lu, const vec* piv, long n) {
 
 // out (n, n) = a^-1; lu (n, n) and piv (n) receive a's factors.
 BIG void inverse(vec* out, vec* lu, vec* piv, const vec* a, long ars, long acs, long n) {
+    MEMORY;
     vec unit[2] = {vec{}, splat(1)};
     lu_factor(lu, piv, a, ars, acs, n);
     for (long i = 0; i < n * n; i++) out[i] = unit[i % (n + 1) == 0];
@@ -904,6 +918,7 @@ BIG void inverse(vec* out, vec* lu, vec* piv, const vec* a, long ars, long acs, 
 // in a's lower triangle, by cyclic Jacobi rotations to an absolute error of a few ulp of its norm;
 // work (n, n) is overwritten. The sign of an eigenvector is arbitrary.
 BIG void eigh(vec* w, vec* v, vec* work, const vec* a, long ars, long acs, long n) {
+    MEMORY;
     vec norm{};
     for (long i = 0; i < n; i++)
         for (long j = 0; j < n; j++) {

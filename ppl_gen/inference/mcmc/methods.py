@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
 from ppl_gen.core import Posterior, Problem, Result
 from ppl_gen.core.errors import check_count, unknown
-from ppl_gen.inference.mcmc.init import Init
-from ppl_gen.inference.mcmc.metric import Kind, Rule
 from ppl_gen.inference.mcmc.state import Kernel
+
+if TYPE_CHECKING:
+    from ppl_gen.inference.mcmc.init import Init
+    from ppl_gen.inference.mcmc.metric import Kind, Rule
 
 __all__ = ["HMC", "NUTS", "Chains", "RandomWalk"]
 

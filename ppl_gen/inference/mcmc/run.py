@@ -22,6 +22,7 @@ from ppl_gen.inference.mcmc.advice import advice
 from ppl_gen.inference.mcmc.driver import Driver, Engine
 from ppl_gen.inference.mcmc.init import Evaluate, eagerly, first_metric, start_points
 from ppl_gen.inference.mcmc.metric import Kind
+from ppl_gen.inference.mcmc.progress import ChainProgress
 from ppl_gen.inference.mcmc.state import Kernel, MetricKind, Phase, State, Statistic, new_state
 from ppl_gen.inference.mcmc.stream import (
     Keeper,
@@ -32,7 +33,7 @@ from ppl_gen.inference.mcmc.stream import (
     statistics_of,
 )
 from ppl_gen.inference.mcmc.warmup import set_metric, stages
-from ppl_gen.inference.progress import ProgressBar
+from ppl_gen.inference.progress import announced
 
 if TYPE_CHECKING:
     from ppl_gen.inference.mcmc.methods import Chains
@@ -80,7 +81,8 @@ def run(method: Chains, problem: Problem) -> Result:
         if int(previous.checkpoint["written"].min()) >= method.draws:
             return Result(draws=previous.draws)
     began = time.perf_counter()
-    compiled = _compile(density, method)
+    with announced("compiling the log density", enabled=problem.progress):
+        compiled = _compile(density, method)
     compile_seconds = time.perf_counter() - began
     name = "eager" if compiled is None else "compiled"
     kind = method.metric_for(density.dim)
@@ -109,10 +111,11 @@ def run(method: Chains, problem: Problem) -> Result:
         driver.start()
     else:
         driver.go_on(method.chains)
-    total = (method.warmup + method.draws * method.thinning) * method.chains
-    with ProgressBar(type(method).__name__, total, enabled=problem.progress) as bar:
+    with ChainProgress(
+        type(method).__name__, state, method.chains, method.draws, enabled=problem.progress
+    ) as bar:
         try:
-            interrupted = driver.run(lambda: bar.update(*_progress(state, method)))
+            interrupted = driver.run(bar.update)
         except OSError as error:
             raise stream.explained(error) from error
     facts = {"engine": name, "compile_seconds": compile_seconds, "seconds_to_first_draw": None}
@@ -151,7 +154,9 @@ def _stream(
     )
     groups = {
         "posterior": _room(example, method.chains, method.draws),
-        "sample_stats": _room(statistics_of(state.statistics[0, :1]), method.chains, method.draws),
+        "sample_stats": _room(
+            statistics_of(state.statistics[0, :1], state.kernel), method.chains, method.draws
+        ),
         "divergences": _room(example, method.chains, state.divergence_capacity),
     }
     keeper: Keeper
@@ -289,15 +294,6 @@ def _first_state(
         set_metric(state, chain, first_metric(density, kind, state.max_rank, gradient, method.init))
 
 
-def _progress(state: State, method: Chains) -> tuple[int, str]:
-    chains = slice(0, method.chains)
-    made = int(state.transition[chains].sum())
-    divergences = int(state.divergences[chains].sum())
-    warming_up = bool((state.transition[chains] < state.warmup).any())
-    text = "warm-up" if warming_up else "sampling"
-    return made, f"{divergences} divergences" if divergences else text
-
-
 def _result(
     density: LogDensity,
     method: Chains,
@@ -347,7 +343,8 @@ def _advice(
         thinned = draws.thinned(step)
         latents = {site: thinned[site] for site in density.sites}
         assert isinstance(statistics, StoredDraws)
-        statistics = {**statistics.thinned(step), "diverging": statistics["diverging"]}
+        whole = {name: statistics[name] for name in statistics if name == "diverging"}
+        statistics = {**statistics.thinned(step), **whole}
     improper = [
         name for name, site in density.sites.items() if site.distribution == "ImproperUniform"
     ]

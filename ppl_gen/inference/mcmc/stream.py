@@ -18,7 +18,7 @@ from ppl_gen.core.draws import map_draws
 from ppl_gen.core.posterior import Outline
 from ppl_gen.core.scope import default_dtype
 from ppl_gen.core.store import RESUME
-from ppl_gen.inference.mcmc.state import Phase, State, Statistic
+from ppl_gen.inference.mcmc.state import Kernel, Phase, State, Statistic
 
 __all__ = ["Keeper", "Memory", "SiteValues", "Stream", "restore", "statistics_of"]
 
@@ -121,16 +121,20 @@ class SiteValues:
         return values
 
 
-def statistics_of(rows: torch.Tensor) -> dict[str, torch.Tensor]:
+_OF_RANDOM_WALK = (Statistic.LP, Statistic.ACCEPTANCE_RATE, Statistic.STEP_SIZE)
+
+
+def statistics_of(rows: torch.Tensor, kernel: int) -> dict[str, torch.Tensor]:
     """Return statistics by their names, each in its type.
 
     Args:
         rows: One row for each draw, (n, len(Statistic)).
+        kernel: The transition: a random walk has no trajectories.
     """
     columns = rows.cpu().unbind(-1)
     return {
         kind.name.lower(): columns[kind].to(_STATISTICS.get(kind, torch.float64))
-        for kind in Statistic
+        for kind in (_OF_RANDOM_WALK if kernel == Kernel.RANDOM_WALK else Statistic)
     }
 
 
@@ -261,7 +265,7 @@ class Stream:
             if kept:
                 values = self._values(state.draws[chain, :kept], start)
                 self.keeper.write("posterior", chain, start, values)
-                statistics = statistics_of(state.statistics[chain, :kept])
+                statistics = statistics_of(state.statistics[chain, :kept], state.kernel)
                 self.keeper.write("sample_stats", chain, start, statistics)
                 self.written[chain] += kept
                 state.kept[chain] = 0

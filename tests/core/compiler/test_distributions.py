@@ -1,24 +1,27 @@
-"""Every distribution of Pyro, compiled, against eager PyTorch: value and gradient.
+"""Every distribution and transform of Pyro, compiled, against eager PyTorch: value and gradient.
 
 One model holds many distributions, since a run of the C++ compiler costs more than all of them.
-Each has parameters of its own, so that a wrong gradient names its distribution.
+Each has parameters of its own and a scale of its own, whose derivative is the site's log density:
+both value and gradient of each distribution are parts of the compiled gradient.
 """
 
+import inspect
 import math
 import shutil
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
-import pyro.distributions.transforms as transforms
 import pytest
 import torch
-from pyro.distributions import constraints
+from pyro import poutine
+from pyro.distributions import constraints, transforms
+from torch import Tensor
+from torch.nn.functional import normalize, softplus
 
+from ppl_gen.core.bijections import bijection_to
 from ppl_gen.core.compiler.compiled import CannotCompile, CompiledLogDensity
 from ppl_gen.core.compiler.record import record
 from ppl_gen.core.compiler.rules import is_known, lower
@@ -29,6 +32,7 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs the c
 
 # Rounding in a few hundred operations; torch's own special functions are good to about 1e-13.
 TOLERANCE = 1e-9
+POINTS = 3
 
 Make = Callable[..., Any]
 
@@ -38,9 +42,9 @@ class Case:
     """A distribution with latent parameters, as a likelihood and perhaps as a latent site.
 
     Args:
-        name: Its name.
+        name: Its class, and what is special about it.
         make: The distribution, from the parameters.
-        parameters: Support and shape of each parameter.
+        parameters: A prior for each parameter.
         observed: A value; drawn from the distribution where none is given.
         latent: Whether it is a latent site's distribution too.
     """
@@ -48,89 +52,141 @@ class Case:
     name: str
     make: Make
     parameters: tuple[Any, ...]
-    observed: torch.Tensor | None = None
+    observed: Tensor | None = None
     latent: bool = True
 
 
-def real(*shape: int) -> Any:
-    return dist.ImproperUniform(constraints.real, (), ()).expand(shape).to_event(len(shape))
+def case(name: str, make: Make, *parameters: Any, **more: Any) -> Case:
+    return Case(name, make, parameters, **more)
 
 
-def positive(*shape: int) -> Any:
-    return dist.ImproperUniform(constraints.positive, (), ()).expand(shape).to_event(len(shape))
+def seen(name: str, make: Make, *parameters: Any, observed: Tensor | None = None) -> Case:
+    """Return a distribution of observations only."""
+    return Case(name, make, parameters, observed, latent=False)
 
 
-def unit(*shape: int) -> Any:
-    support = constraints.unit_interval
-    return dist.ImproperUniform(support, (), ()).expand(shape).to_event(len(shape))
-
-
-def simplex(*shape: int) -> Any:
-    return _of_events(constraints.simplex, shape, 1)
-
-
-def cholesky(size: int) -> Any:
-    return _of_events(constraints.lower_cholesky, (size, size), 2)
-
-
-def positive_definite(size: int) -> Any:
-    return _of_events(constraints.positive_definite, (size, size), 2)
-
-
-def ordered(size: int) -> Any:
-    return _of_events(constraints.ordered_vector, (size,), 1)
-
-
-def _of_events(support: Any, shape: tuple[int, ...], rank: int) -> Any:
+def _flat(support: Any, shape: tuple[int, ...]) -> Any:
+    rank = support.event_dim
     batch = shape[: len(shape) - rank]
     return dist.ImproperUniform(support, batch, shape[len(batch) :]).to_event(len(batch))
 
 
-def _tensor(*values: Any) -> torch.Tensor:
+def real(*shape: int) -> Any:
+    return _flat(constraints.real, shape)
+
+
+def positive(*shape: int) -> Any:
+    return _flat(constraints.positive, shape)
+
+
+def unit(*shape: int) -> Any:
+    return _flat(constraints.unit_interval, shape)
+
+
+def simplex(*shape: int) -> Any:
+    return _flat(constraints.simplex, shape)
+
+
+def ordered(size: int) -> Any:
+    return _flat(constraints.ordered_vector, (size,))
+
+
+def triangular(size: int) -> Any:
+    return _flat(constraints.lower_cholesky, (size, size))
+
+
+def definite(size: int) -> Any:
+    return _flat(constraints.positive_definite, (size, size))
+
+
+def tensor(*values: Any) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def _grid(*shape: int) -> torch.Tensor:
-    """Return fixed numbers of no pattern, between -1 and 1."""
+def fixed(*shape: int) -> Tensor:
+    """Return constants of no pattern, between -1 and 1."""
     count = math.prod(shape)
     return torch.sin(torch.arange(1, count + 1, dtype=torch.float64) * 2.3).reshape(shape)
 
 
-def _hmm(states: int, steps: int) -> tuple[Any, ...]:
-    return real(states), real(states, states), real(steps, states)
+def zeros(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float64)
 
 
-def _unscaled(name: str, make: Make, *parameters: Any, **more: Any) -> Case:
-    return Case(name, make, parameters, **more)
+def eye(size: int) -> Tensor:
+    return torch.eye(size, dtype=torch.float64)
+
+
+def normals(loc: Any, scale: Any) -> Any:
+    return dist.Normal(loc, scale).to_event(1)
 
 
 UNIVARIATE = [
-    _unscaled("Normal", dist.Normal, real(3), positive(3)),
-    _unscaled("Normal of one number", dist.Normal, real(), positive()),
-    _unscaled("AffineBeta", dist.AffineBeta, positive(2), positive(2), real(2), positive(2)),
-    _unscaled("AsymmetricLaplace", dist.AsymmetricLaplace, real(3), positive(3), positive(3)),
-    _unscaled("Beta", dist.Beta, positive(3), positive(3)),
-    _unscaled("Cauchy", dist.Cauchy, real(3), positive(3)),
-    _unscaled("Chi2", dist.Chi2, positive(3)),
-    _unscaled("Exponential", dist.Exponential, positive(3)),
-    _unscaled("FisherSnedecor", dist.FisherSnedecor, positive(3), positive(3)),
-    _unscaled(
+    case("Normal", dist.Normal, real(3), positive(3)),
+    case("Normal of one number", dist.Normal, real(), positive()),
+    case(
+        "AffineBeta",
+        lambda a, b, low, width: dist.AffineBeta(a, b, -low - 1, low + 2 + width),
+        positive(2),
+        positive(2),
+        positive(2),
+        positive(2),
+        observed=tensor(0.3, 0.9),
+    ),
+    case("AsymmetricLaplace", dist.AsymmetricLaplace, real(3), positive(3), positive(3)),
+    case("Beta", dist.Beta, positive(3), positive(3)),
+    case("Cauchy", dist.Cauchy, real(3), positive(3)),
+    case("Chi2", dist.Chi2, positive(3)),
+    case("ContinuousBernoulli", lambda x: dist.ContinuousBernoulli(logits=x), real(3)),
+    case("Exponential", dist.Exponential, positive(3)),
+    case("FisherSnedecor", dist.FisherSnedecor, positive(3), positive(3)),
+    case(
         "FoldedDistribution",
-        lambda loc, scale: dist.FoldedDistribution(dist.Normal(loc, scale)),
+        lambda m, s: dist.FoldedDistribution(dist.Normal(m, s)),
         real(3),
         positive(3),
     ),
-    _unscaled("Gamma", dist.Gamma, positive(3), positive(3)),
-    _unscaled("Gumbel", dist.Gumbel, real(3), positive(3)),
-    _unscaled("HalfCauchy", dist.HalfCauchy, positive(3)),
-    _unscaled("HalfNormal", dist.HalfNormal, positive(3)),
-    _unscaled("InverseGamma", dist.InverseGamma, positive(3), positive(3)),
-    _unscaled("Kumaraswamy", dist.Kumaraswamy, positive(3), positive(3)),
-    _unscaled("Laplace", dist.Laplace, real(3), positive(3)),
-    _unscaled("LogNormal", dist.LogNormal, real(3), positive(3)),
-    _unscaled("Logistic", dist.Logistic, real(3), positive(3)),
-    _unscaled("SkewLogistic", dist.SkewLogistic, real(3), positive(3), positive(3)),
-    _unscaled(
+    case("Gamma", dist.Gamma, positive(3), positive(3)),
+    case(
+        "GeneralizedPareto",
+        dist.GeneralizedPareto,
+        real(3),
+        positive(3),
+        positive(3),
+        observed=tensor(8.0, 9.0, 12.0),
+    ),
+    case("Gumbel", dist.Gumbel, real(3), positive(3)),
+    case("HalfCauchy", dist.HalfCauchy, positive(3)),
+    case("HalfNormal", dist.HalfNormal, positive(3)),
+    case("InverseGamma", dist.InverseGamma, positive(3), positive(3)),
+    case("Kumaraswamy", dist.Kumaraswamy, positive(3), positive(3)),
+    case("Laplace", dist.Laplace, real(3), positive(3)),
+    case("LogNormal", dist.LogNormal, real(3), positive(3)),
+    case("Logistic", dist.Logistic, real(3), positive(3)),
+    seen(
+        "NanMaskedNormal",
+        dist.NanMaskedNormal,
+        real(3),
+        positive(3),
+        observed=tensor(0.3, math.nan, -1.0),
+    ),
+    case("Pareto", dist.Pareto, unit(3), positive(3), observed=tensor(1.5, 2.0, 7.0)),
+    seen(
+        "Rejector",
+        lambda m: dist.Rejector(dist.Normal(m, 1.0), lambda x: -softplus(-x), zeros(3)),
+        real(3),
+        observed=fixed(3),
+    ),
+    case("RelaxedBernoulli", lambda t, x: dist.RelaxedBernoulli(t, logits=x), positive(), real(3)),
+    seen(
+        "RelaxedBernoulliStraightThrough",
+        lambda t, x: dist.RelaxedBernoulliStraightThrough(t, logits=x),
+        positive(),
+        real(3),
+        observed=tensor(0.3, 0.8, 0.5),
+    ),
+    case("SkewLogistic", dist.SkewLogistic, real(3), positive(3), positive(3)),
+    case(
         "SoftAsymmetricLaplace",
         dist.SoftAsymmetricLaplace,
         real(3),
@@ -138,152 +194,96 @@ UNIVARIATE = [
         positive(3),
         positive(3),
     ),
-    _unscaled("SoftLaplace", dist.SoftLaplace, real(3), positive(3)),
-    _unscaled("StudentT", dist.StudentT, positive(3), real(3), positive(3)),
-    _unscaled(
-        "TransformedDistribution",
-        lambda loc, scale: dist.TransformedDistribution(
-            dist.Normal(loc, scale), [transforms.SigmoidTransform()]
+    case("SoftLaplace", dist.SoftLaplace, real(3), positive(3)),
+    case("StudentT", dist.StudentT, positive(3), real(3), positive(3)),
+    seen(
+        "TruncatedPolyaGamma",
+        lambda rate: dist.TransformedDistribution(
+            dist.TruncatedPolyaGamma(zeros(2)).expand((2,)),
+            [transforms.AffineTransform(0.0, rate + 1)],
         ),
-        real(3),
-        positive(3),
-    ),
-    _unscaled(
-        "Uniform of latent bounds",
-        lambda low, width: dist.Uniform(low, low + width),
-        real(2),
-        positive(2),
-        observed=_tensor(50.0, 60.0),  # outside: both ends are -inf or finite
-    ),
-    _unscaled(
-        "Uniform", lambda loc: dist.Uniform(loc - loc.abs() - 1, loc + loc.abs() + 1), real(3)
-    ),
-    _unscaled("VonMises", dist.VonMises, real(3), positive(3)),
-    _unscaled("Weibull", dist.Weibull, positive(3), positive(3)),
-    _unscaled(
-        "Pareto", dist.Pareto, unit(3), positive(3), observed=_tensor(1.5, 2.0, 7.0)
-    ),
-    _unscaled(
-        "GeneralizedPareto",
-        dist.GeneralizedPareto,
-        real(3),
-        positive(3),
-        positive(3),
-        observed=_tensor(8.0, 9.0, 12.0),
-    ),
-    _unscaled(
-        "RelaxedBernoulli",
-        lambda t, logits: dist.RelaxedBernoulli(t, logits=logits),
         positive(),
-        real(3),
-        latent=False,
+        observed=tensor(0.3, 0.8),
     ),
-    _unscaled(
-        "RelaxedBernoulliStraightThrough",
-        lambda t, logits: dist.RelaxedBernoulliStraightThrough(t, logits=logits),
-        positive(),
-        real(3),
-        observed=_tensor(0.3, 0.8, 0.5),
-        latent=False,
+    case(
+        "Uniform",
+        lambda low, high: dist.Uniform(-low - 1, high + 1),
+        positive(3),
+        positive(3),
+        observed=tensor(0.3, 0.9, -1.0),
     ),
-    _unscaled(
-        "ContinuousBernoulli",
-        lambda logits: dist.ContinuousBernoulli(logits=logits),
-        real(3),
-    ),
-    _unscaled("NanMaskedNormal", dist.NanMaskedNormal, real(3), positive(3),
-              observed=_tensor(0.3, math.nan, -1.0)),
-    _unscaled("TruncatedPolyaGamma",
-              lambda rate: dist.TransformedDistribution(
-                  dist.TruncatedPolyaGamma(rate.detach()).expand((2,)),
-                  [transforms.AffineTransform(0.0, rate)]),
-              positive(), observed=_tensor(0.3, 0.8)),
-    _unscaled("SineSkewed",
-              lambda loc, kappa, skew: dist.SineSkewed(
-                  dist.VonMises(loc, kappa).to_event(1), skew - 0.5),
-              real(2), positive(2), unit(2), observed=_tensor(0.3, -0.8)),
-    _unscaled("SineBivariateVonMises",
-              lambda a, b, c, d, w: dist.SineBivariateVonMises(
-                  a, b, c, d, weighted_correlation=w),
-              real(), real(), positive(), positive(), unit(), observed=_tensor(0.3, -0.8)),
-    _unscaled(
-        "Rejector",
-        lambda loc: dist.Rejector(
-            dist.Normal(loc, 1.0), lambda x: -torch.nn.functional.softplus(-x), loc * 0
-        ),
-        real(3),
-        observed=_grid(3),
-        latent=False,
-    ),
+    case("VonMises", dist.VonMises, real(3), positive(3)),
+    case("Weibull", dist.Weibull, positive(3), positive(3)),
 ]
 
 DISCRETE = [
-    _unscaled("Bernoulli", lambda p: dist.Bernoulli(probs=p), unit(3)),
-    _unscaled("Bernoulli of logits", lambda x: dist.Bernoulli(logits=x), real(3)),
-    _unscaled(
+    seen("Bernoulli", lambda p: dist.Bernoulli(probs=p), unit(3)),
+    seen("Bernoulli of logits", lambda x: dist.Bernoulli(logits=x), real(3)),
+    seen(
         "BetaBinomial",
-        lambda a, b: dist.BetaBinomial(a, b, total_count=_tensor(5, 6, 7)),
+        lambda a, b: dist.BetaBinomial(a, b, total_count=tensor(5, 6, 7)),
         positive(3),
         positive(3),
     ),
-    _unscaled("Binomial", lambda p: dist.Binomial(_tensor(5, 6, 7), probs=p), unit(3)),
-    _unscaled("Binomial of logits", lambda x: dist.Binomial(9, logits=x), real(3)),
-    _unscaled(
-        "Binomial of latent count",
-        lambda n, x: dist.Binomial(n + 7, logits=x),
-        positive(3),
+    seen("Binomial", lambda p: dist.Binomial(tensor(5, 6, 7), probs=p), unit(3)),
+    seen("Binomial of logits", lambda x: dist.Binomial(9, logits=x), real(3)),
+    seen("Categorical", lambda p: dist.Categorical(probs=p), simplex(2, 4)),
+    seen("Categorical of logits", lambda x: dist.Categorical(logits=x), real(2, 4)),
+    seen("DirichletMultinomial", lambda a: dist.DirichletMultinomial(a, 9), positive(4)),
+    seen(
+        "DiscreteHMM of categories",
+        lambda a, b, c: dist.DiscreteHMM(a, b, dist.Categorical(logits=c)),
         real(3),
-        observed=_tensor(0, 3, 5),
+        real(3, 3),
+        real(3, 4),
+        observed=tensor(0, 2, 1, 1, 3),
     ),
-    _unscaled("Categorical", lambda p: dist.Categorical(probs=p), simplex(2, 4)),
-    _unscaled("Categorical of logits", lambda x: dist.Categorical(logits=x), real(2, 4)),
-    _unscaled(
-        "DirichletMultinomial",
-        lambda a: dist.DirichletMultinomial(a, total_count=9),
-        positive(4),
-    ),
-    _unscaled(
-        "ExtendedBinomial",
-        lambda x: dist.ExtendedBinomial(_tensor(3, 0, 5).long(), logits=x),
-        real(3),
-        observed=_tensor(2, 0, 5),
-    ),
-    _unscaled(
+    seen(
         "ExtendedBetaBinomial",
-        lambda a, b: dist.ExtendedBetaBinomial(a, b, _tensor(3, 0, 5).long()),
+        lambda a, b: dist.ExtendedBetaBinomial(a, b, tensor(3, 0, 5).long()),
         positive(3),
         positive(3),
-        observed=_tensor(2, 0, 5),
+        observed=tensor(2, 0, 5),
     ),
-    _unscaled("GammaPoisson", dist.GammaPoisson, positive(3), positive(3)),
-    _unscaled("Geometric", lambda p: dist.Geometric(probs=p), unit(3)),
-    _unscaled("Geometric of logits", lambda x: dist.Geometric(logits=x), real(3)),
-    _unscaled(
+    seen(
+        "ExtendedBinomial",
+        lambda x: dist.ExtendedBinomial(tensor(3, 0, 5).long(), logits=x),
+        real(3),
+        observed=tensor(2, 0, 5),
+    ),
+    seen("GammaPoisson", dist.GammaPoisson, positive(3), positive(3)),
+    seen("Geometric", lambda p: dist.Geometric(probs=p), unit(3)),
+    seen("Geometric of logits", lambda x: dist.Geometric(logits=x), real(3)),
+    seen(
         "LogNormalNegativeBinomial",
         dist.LogNormalNegativeBinomial,
         positive(3),
         real(3),
         positive(3),
+        observed=tensor(0, 2, 5),
     ),
-    _unscaled("Multinomial", lambda p: dist.Multinomial(9, probs=p), simplex(4)),
-    _unscaled(
-        "NegativeBinomial", lambda n, x: dist.NegativeBinomial(n, logits=x), positive(3), real(3)
-    ),
-    _unscaled("OneHotCategorical", lambda p: dist.OneHotCategorical(probs=p), simplex(2, 4)),
-    _unscaled(
+    seen("Multinomial", lambda p: dist.Multinomial(9, probs=p), simplex(4)),
+    seen("NegativeBinomial", lambda n, x: dist.NegativeBinomial(n, logits=x), positive(3), real(3)),
+    seen("OneHotCategorical", lambda p: dist.OneHotCategorical(probs=p), simplex(2, 4)),
+    seen(
         "OneHotCategoricalStraightThrough",
         lambda x: dist.OneHotCategoricalStraightThrough(logits=x),
         real(2, 4),
     ),
-    _unscaled("OrderedLogistic", dist.OrderedLogistic, real(5), ordered(3)),
-    _unscaled("Poisson", dist.Poisson, positive(3)),
-    _unscaled(
-        "Poisson, zeros included",
+    seen("OneOneMatching", dist.OneOneMatching, real(3, 3), observed=tensor(1, 0, 2).long()),
+    seen("OneTwoMatching", dist.OneTwoMatching, real(4, 2), observed=tensor(1, 0, 0, 1).long()),
+    seen("OrderedLogistic", dist.OrderedLogistic, real(5), ordered(3)),
+    seen("Poisson", dist.Poisson, positive(3)),
+    seen(
+        "Poisson of many zeros",
         lambda r: dist.Poisson(r, is_sparse=True),
         positive(3),
-        observed=_tensor(0, 2, 0),
+        observed=tensor(0, 2, 0),
     ),
-    _unscaled(
+    seen(
+        "SpanningTree", dist.SpanningTree, real(6), observed=tensor([0, 1], [1, 2], [2, 3]).long()
+    ),
+    seen(
         "ZeroInflatedDistribution",
         lambda n, x, g: dist.ZeroInflatedDistribution(
             dist.NegativeBinomial(n, logits=x), gate_logits=g
@@ -292,231 +292,619 @@ DISCRETE = [
         real(3),
         real(3),
     ),
-    _unscaled(
-        "ZeroInflatedPoisson",
-        lambda r, g: dist.ZeroInflatedPoisson(r, gate=g),
-        positive(3),
-        unit(3),
-        observed=_tensor(0, 2, 0),
-    ),
-    _unscaled(
+    seen(
         "ZeroInflatedNegativeBinomial",
         lambda n, x, g: dist.ZeroInflatedNegativeBinomial(n, logits=x, gate=g),
         positive(3),
         real(3),
         unit(3),
-        observed=_tensor(0, 2, 0),
+        observed=tensor(0, 2, 0),
     ),
-    _unscaled(
-        "DiscreteHMM of categories",
-        lambda a, b, c: dist.DiscreteHMM(a, b, dist.Categorical(logits=c)),
-        real(3),
-        real(3, 3),
-        real(3, 4),
-        observed=_tensor(0, 2, 1, 1, 3),
-    ),
-    _unscaled(
-        "OneOneMatching",
-        lambda x: dist.OneOneMatching(x, bp_iters=5),
-        real(4, 4),
-        observed=_tensor(1, 0, 3, 2).long(),
-    ),
-    _unscaled(
-        "OneTwoMatching",
-        lambda x: dist.OneTwoMatching(x, bp_iters=5),
-        real(4, 2),
-        observed=_tensor(1, 0, 0, 1).long(),
-    ),
-    _unscaled(
-        "SpanningTree",
-        dist.SpanningTree,
-        real(6),
-        observed=_tensor([0, 1], [1, 2], [2, 3]).long(),
+    seen(
+        "ZeroInflatedPoisson",
+        lambda r, g: dist.ZeroInflatedPoisson(r, gate=g),
+        positive(3),
+        unit(3),
+        observed=tensor(0, 2, 0),
     ),
 ]
 
 _EDGES = torch.tensor([0, 1, 1, 0, 2])
 
 MULTIVARIATE = [
-    _unscaled("Dirichlet", dist.Dirichlet, positive(4)),
-    _unscaled("LogisticNormal", dist.LogisticNormal, real(3), positive(3)),
-    _unscaled("MultivariateNormal", lambda m, t: dist.MultivariateNormal(m, scale_tril=t),
-              real(3), cholesky(3)),
-    _unscaled("MultivariateNormal of a covariance",
-              lambda m, c: dist.MultivariateNormal(m, covariance_matrix=c),
-              real(3), positive_definite(3)),
-    _unscaled("MultivariateNormal of a precision",
-              lambda m, c: dist.MultivariateNormal(m, precision_matrix=c),
-              real(3), positive_definite(3)),
-    _unscaled("MultivariateNormal of constant scale",
-              lambda m: dist.MultivariateNormal(m, scale_tril=torch.eye(3) + 0.1 * _grid(3, 3).tril()),
-              real(2, 3)),
-    _unscaled("LowRankMultivariateNormal", dist.LowRankMultivariateNormal,
-              real(4), real(4, 2), positive(4)),
-    _unscaled("MultivariateStudentT", dist.MultivariateStudentT, positive(), real(3), cholesky(3)),
-    _unscaled("AVFMultivariateNormal",
-              lambda m, t: dist.AVFMultivariateNormal(m, t, _grid(2, 2, 3)),
-              real(3), cholesky(3), observed=_grid(3)),
-    _unscaled("OMTMultivariateNormal", dist.OMTMultivariateNormal, real(3), cholesky(3)),
-    _unscaled("NanMaskedMultivariateNormal",
-              lambda m, c: dist.NanMaskedMultivariateNormal(m, covariance_matrix=c),
-              real(3), positive_definite(3), observed=_tensor(0.3, math.nan, -1.0), latent=False),
-    _unscaled("Wishart", lambda n, t: dist.Wishart(n + 3, scale_tril=t), positive(), cholesky(3)),
-    _unscaled("Wishart of a covariance",
-              lambda n, c: dist.Wishart(n + 3, covariance_matrix=c),
-              positive(), positive_definite(3)),
-    _unscaled("LKJ", lambda c: dist.LKJ(3, c), positive()),
-    _unscaled("LKJCholesky", lambda c: dist.LKJCholesky(3, c), positive()),
-    _unscaled("ProjectedNormal", dist.ProjectedNormal, real(3)),
-    _unscaled("ProjectedNormal of two", dist.ProjectedNormal, real(2)),
-    _unscaled("ProjectedNormal of five", dist.ProjectedNormal, real(5),
-              observed=torch.nn.functional.normalize(_grid(5), dim=0)),
-    _unscaled("VonMises3D", dist.VonMises3D, real(3),
-              observed=_tensor(0.6, 0.0, 0.8), latent=False),
-    _unscaled("MixtureOfDiagNormals", dist.MixtureOfDiagNormals,
-              real(3, 2), positive(3, 2), real(3)),
-    _unscaled("MixtureOfDiagNormalsSharedCovariance", dist.MixtureOfDiagNormalsSharedCovariance,
-              real(3, 2), positive(2), real(3)),
-    _unscaled("GaussianScaleMixture", dist.GaussianScaleMixture,
-              positive(2), real(3), positive(3)),
-    _unscaled("MixtureSameFamily", lambda x, m, s: dist.MixtureSameFamily(
-        dist.Categorical(logits=x), dist.Normal(m, s)), real(3), real(2, 3), positive(2, 3)),
-    _unscaled("MixtureSameFamily of vectors", lambda x, m: dist.MixtureSameFamily(
-        dist.Categorical(logits=x), dist.Normal(m, 1.0).to_event(1)), real(3), real(3, 2)),
-    _unscaled("MaskedMixture", lambda m, s: dist.MaskedMixture(
-        torch.tensor([True, False, True]), dist.Normal(m, s), dist.Cauchy(m, s)),
-        real(3), positive(3), observed=_grid(3), latent=False),
-    _unscaled("MaskedDistribution", lambda m: dist.Normal(m, 1.0).mask(
-        torch.tensor([True, False, True])), real(3)),
-    _unscaled("MaskedDistribution of a latent mask", lambda m: dist.Normal(m, 1.0).mask(m > 0),
-              real(3), observed=_grid(3), latent=False),
-    _unscaled("Independent", lambda m: dist.Independent(dist.Normal(m, 1.0), 1), real(2, 3)),
-    _unscaled("ExpandedDistribution", lambda m: dist.Normal(m, 1.0).expand((4, 3)), real(3)),
-    _unscaled("Delta", lambda m: dist.Delta(_grid(3), log_density=m, event_dim=1), real(),
-              observed=_grid(3), latent=False),
-    _unscaled("Unit", lambda m: dist.Unit(-(m**2)), real(3), observed=torch.zeros(3, 0),
-              latent=False),
-    _unscaled("RelaxedOneHotCategorical",
-              lambda t, x: dist.RelaxedOneHotCategorical(t, logits=x), positive(), real(4)),
-    _unscaled("RelaxedOneHotCategoricalStraightThrough",
-              lambda t, x: dist.RelaxedOneHotCategoricalStraightThrough(t, logits=x),
-              positive(), real(4), observed=torch.softmax(_grid(4), 0), latent=False),
-    _unscaled("GroupedNormalNormal",
-              lambda m, s, o: dist.GroupedNormalNormal(m, s, o, _EDGES),
-              real(3), positive(3), positive(5), observed=_grid(5), latent=False),
-    _unscaled("CoalescentTimes", lambda r: dist.CoalescentTimes(_tensor(0.0, 0.1, 0.2), r),
-              positive(), observed=_tensor(-2.0, -1.0), latent=False),
-    _unscaled("CoalescentTimesWithRate",
-              lambda r: dist.CoalescentTimesWithRate(_tensor(0.0, 0.1, 3.2), r),
-              positive(5), observed=_tensor(-2.0, -1.0), latent=False),
+    seen(
+        "AVFMultivariateNormal",
+        lambda m, t: dist.AVFMultivariateNormal(m, t, fixed(2, 2, 3)),
+        real(3),
+        triangular(3),
+        observed=fixed(3),
+    ),
+    seen(
+        "CoalescentTimes",
+        lambda r: dist.CoalescentTimes(tensor(0.0, 0.1, 0.2), r),
+        positive(),
+        observed=tensor(-2.0, -1.0),
+    ),
+    seen(
+        "CoalescentTimesWithRate",
+        lambda r: dist.CoalescentTimesWithRate(tensor(0.0, 0.1, 3.2), r),
+        positive(5),
+        observed=tensor(-2.0, -1.0),
+    ),
+    seen(
+        "Delta",
+        lambda x: dist.Delta(fixed(3), log_density=x, event_dim=1),
+        real(),
+        observed=fixed(3),
+    ),
+    case("Dirichlet", dist.Dirichlet, positive(4)),
+    case("ExpandedDistribution", lambda m: dist.Normal(m, 1.0).expand((4, 3)), real(3)),
+    seen(
+        "GaussianScaleMixture",
+        dist.GaussianScaleMixture,
+        positive(2),
+        real(3),
+        positive(3),
+        observed=fixed(2),
+    ),
+    seen(
+        "GroupedNormalNormal",
+        lambda m, s, o: dist.GroupedNormalNormal(m, s, o, _EDGES),
+        real(3),
+        positive(3),
+        positive(5),
+        observed=fixed(5),
+    ),
+    case("ImproperUniform", lambda s: dist.ImproperUniform(constraints.real, (), (2,)), positive()),
+    case("Independent", lambda m: dist.Independent(dist.Normal(m, 1.0), 1), real(2, 3)),
+    case("LKJ", lambda c: dist.LKJ(3, c), positive()),
+    case("LKJCholesky", lambda c: dist.LKJCholesky(3, c), positive()),
+    case("LogisticNormal", dist.LogisticNormal, real(3), positive(3)),
+    case(
+        "LowRankMultivariateNormal",
+        dist.LowRankMultivariateNormal,
+        real(4),
+        real(4, 2),
+        positive(4),
+    ),
+    case(
+        "MaskedDistribution",
+        lambda m: dist.Normal(m, 1.0).mask(torch.tensor([True, False, True])),
+        real(3),
+    ),
+    seen(
+        "MaskedDistribution of a latent mask",
+        lambda m: dist.Normal(m, 1.0).mask(m > 0),
+        real(3),
+        observed=fixed(3),
+    ),
+    seen(
+        "MaskedMixture",
+        lambda m, s: dist.MaskedMixture(
+            torch.tensor([True, False, True]), dist.Normal(m, s), dist.Cauchy(m, s)
+        ),
+        real(3),
+        positive(3),
+        observed=fixed(3),
+    ),
+    case("MixtureOfDiagNormals", dist.MixtureOfDiagNormals, real(3, 2), positive(3, 2), real(3)),
+    case(
+        "MixtureOfDiagNormalsSharedCovariance",
+        dist.MixtureOfDiagNormalsSharedCovariance,
+        real(3, 2),
+        positive(2),
+        real(3),
+    ),
+    case(
+        "MixtureSameFamily",
+        lambda x, m, s: dist.MixtureSameFamily(dist.Categorical(logits=x), dist.Normal(m, s)),
+        real(2, 3),
+        real(2, 3),
+        positive(2, 3),
+    ),
+    case(
+        "MixtureSameFamily of vectors",
+        lambda x, m: dist.MixtureSameFamily(dist.Categorical(logits=x), normals(m, 1.0)),
+        real(3),
+        real(3, 2),
+    ),
+    case(
+        "MultivariateNormal",
+        lambda m, t: dist.MultivariateNormal(m, scale_tril=t),
+        real(3),
+        triangular(3),
+    ),
+    case(
+        "MultivariateNormal of a covariance",
+        lambda m, c: dist.MultivariateNormal(m, covariance_matrix=c),
+        real(3),
+        definite(3),
+    ),
+    case(
+        "MultivariateNormal of a precision",
+        lambda m, c: dist.MultivariateNormal(m, precision_matrix=c),
+        real(3),
+        definite(3),
+    ),
+    case(
+        "MultivariateNormal of constant scale",
+        lambda m: dist.MultivariateNormal(m, scale_tril=eye(3) + 0.1 * fixed(3, 3).tril()),
+        real(2, 3),
+    ),
+    case("MultivariateStudentT", dist.MultivariateStudentT, positive(), real(3), triangular(3)),
+    seen(
+        "NanMaskedMultivariateNormal",
+        lambda m, c: dist.NanMaskedMultivariateNormal(m, covariance_matrix=c),
+        real(3),
+        definite(3),
+        observed=tensor(0.3, math.nan, -1.0),
+    ),
+    case("OMTMultivariateNormal", dist.OMTMultivariateNormal, real(3), triangular(3)),
+    seen("ProjectedNormal", dist.ProjectedNormal, real(3), observed=normalize(fixed(3), dim=0)),
+    seen(
+        "ProjectedNormal of two",
+        dist.ProjectedNormal,
+        real(2),
+        observed=normalize(fixed(2), dim=0),
+    ),
+    case(
+        "RelaxedOneHotCategorical",
+        lambda t, x: dist.RelaxedOneHotCategorical(t, logits=x),
+        positive(),
+        real(4),
+    ),
+    seen(
+        "RelaxedOneHotCategoricalStraightThrough",
+        lambda t, x: dist.RelaxedOneHotCategoricalStraightThrough(t, logits=x),
+        positive(),
+        real(4),
+        observed=torch.softmax(fixed(4), 0),
+    ),
+    seen(
+        "SineBivariateVonMises",
+        lambda a, b, c, d, r: dist.SineBivariateVonMises(a, b, c, d, correlation=r),
+        real(),
+        real(),
+        positive(),
+        positive(),
+        real(),
+        observed=tensor(0.3, -0.8),
+    ),
+    seen(
+        "SineSkewed of constant skewness",
+        lambda m, k: dist.SineSkewed(dist.VonMises(m, k).to_event(1), tensor(0.3, -0.2)),
+        real(2),
+        positive(2),
+        observed=tensor(0.3, -0.8),
+    ),
+    case(
+        "TransformedDistribution",
+        lambda m, s: dist.TransformedDistribution(
+            dist.Normal(m, s), [transforms.SigmoidTransform(), transforms.AffineTransform(1, m)]
+        ),
+        positive(3),
+        positive(3),
+        observed=1 + tensor(1e-3, 2e-3, 3e-3),
+    ),
+    seen("Unit", lambda m: dist.Unit(-(m**2)), real(3), observed=zeros(3, 0)),
+    seen("VonMises3D", dist.VonMises3D, real(3), observed=tensor(0.6, 0.0, 0.8)),
+    case("Wishart", lambda s, t: dist.Wishart(5.5, scale_tril=s * t), positive(), triangular(3)),
+    case(
+        "Wishart of a covariance",
+        lambda c: dist.Wishart(5.5, covariance_matrix=c),
+        definite(3),
+    ),
 ]
 
 SERIES = [
-    _unscaled("DiscreteHMM", lambda a, b, c: dist.DiscreteHMM(a, b, dist.Normal(c, 1.0)),
-              real(3), real(3, 3), real(3), observed=_grid(6)),
-    _unscaled("DiscreteHMM of vectors, seven steps",
-              lambda a, b, c: dist.DiscreteHMM(a, b, dist.Normal(c, 1.0).to_event(1)),
-              real(2), real(7, 2, 2), real(2, 2), observed=_grid(7, 2)),
-    _unscaled("GaussianHMM", lambda m, a, b, s: dist.GaussianHMM(
-        dist.Normal(m, 1.0).to_event(1), a, dist.Normal(torch.zeros(2), s).to_event(1), b,
-        dist.Normal(torch.zeros(1), 1.0).to_event(1)),
-        real(2), real(2, 2), real(2, 1), positive(2), observed=_grid(5, 1), latent=False),
-    _unscaled("GammaGaussianHMM", lambda r, a, t, e: dist.GammaGaussianHMM(
-        dist.Gamma(r, r), dist.MultivariateNormal(torch.zeros(2), torch.eye(2)), a,
-        dist.MultivariateNormal(torch.zeros(2), scale_tril=t), torch.eye(2),
-        dist.MultivariateNormal(torch.zeros(2), scale_tril=e)),
-        positive(), real(2, 2), cholesky(2), cholesky(2), observed=_grid(4, 2), latent=False),
-    _unscaled("GaussianMRF", lambda t, s: dist.GaussianMRF(
-        dist.MultivariateNormal(torch.zeros(2), torch.eye(2)),
-        dist.MultivariateNormal(torch.zeros(4), scale_tril=t),
-        dist.MultivariateNormal(torch.zeros(3), scale_tril=s)),
-        cholesky(4), cholesky(3), observed=_grid(4, 1), latent=False),
-    _unscaled("IndependentHMM", lambda a, s: dist.IndependentHMM(dist.GaussianHMM(
-        dist.Normal(torch.zeros(2, 1), 1.0).to_event(1), a,
-        dist.Normal(torch.zeros(1), s).to_event(1), torch.ones(2, 1, 1, 1),
-        dist.Normal(torch.zeros(1), 1.0).to_event(1), duration=3)),
-        real(2, 1, 1, 1), positive(1), observed=_grid(3, 2), latent=False),
+    seen(
+        "DiscreteHMM",
+        lambda a, b, c: dist.DiscreteHMM(a, b, dist.Normal(c, 1.0)),
+        real(3),
+        real(3, 3),
+        real(3),
+        observed=fixed(6),
+    ),
+    seen(
+        "DiscreteHMM of vectors",
+        lambda a, b, c: dist.DiscreteHMM(a, b, normals(c, 1.0)),
+        real(2),
+        real(7, 2, 2),
+        real(2, 2),
+        observed=fixed(7, 2),
+    ),
+    seen(
+        "GammaGaussianHMM",
+        lambda r, a, t, e: dist.GammaGaussianHMM(
+            dist.Gamma(r, r),
+            dist.MultivariateNormal(zeros(2), eye(2)),
+            a,
+            dist.MultivariateNormal(zeros(2), scale_tril=t),
+            eye(2),
+            dist.MultivariateNormal(zeros(2), scale_tril=e),
+        ),
+        positive(),
+        real(2, 2),
+        triangular(2),
+        triangular(2),
+        observed=fixed(4, 2),
+    ),
+    seen(
+        "GaussianHMM",
+        lambda m, a, b, s: dist.GaussianHMM(
+            normals(m, 1.0), a, normals(zeros(2), s), b, normals(zeros(1), 1.0)
+        ),
+        real(2),
+        real(2, 2),
+        real(2, 1),
+        positive(2),
+        observed=fixed(5, 1),
+    ),
+    seen(
+        "GaussianMRF",
+        lambda t, s: dist.GaussianMRF(
+            dist.MultivariateNormal(zeros(2), eye(2)),
+            dist.MultivariateNormal(zeros(4), scale_tril=t),
+            dist.MultivariateNormal(zeros(3), scale_tril=s),
+        ),
+        triangular(4),
+        triangular(3),
+        observed=fixed(4, 1),
+    ),
+    seen(
+        "IndependentHMM",
+        lambda a, s: dist.IndependentHMM(
+            dist.GaussianHMM(
+                normals(zeros(2, 1), 1.0),
+                a,
+                normals(zeros(1), s),
+                torch.ones(2, 1, 1, 1, dtype=torch.float64),
+                normals(zeros(1), 1.0),
+                duration=3,
+            )
+        ),
+        real(2, 1, 1, 1),
+        positive(1),
+        observed=fixed(3, 2),
+    ),
 ]
 
 
-def _transformed(base: Make, *parts: Any) -> Make:
-    return lambda *p: dist.TransformedDistribution(
-        base(*p[:2]), [part(*p[2:]) if callable(part) and not isinstance(
-            part, transforms.Transform) else part for part in parts])
+def transformed(transform: Any, base: Make = dist.Normal) -> Make:
+    return lambda a, b: dist.TransformedDistribution(base(a, b), [transform])
 
-
-def _normal(loc: Any, scale: Any) -> Any:
-    return dist.Normal(loc, scale)
-
-
-def _vector(loc: Any, scale: Any) -> Any:
-    return dist.Normal(loc, scale).to_event(1)
-
-
-_ROOT = math.sqrt(0.5)
 
 TRANSFORMS = [
-    _unscaled("AffineTransform", _transformed(_normal, transforms.AffineTransform),
-              real(3), positive(3), real(3), positive(3)),
-    _unscaled("ExpTransform", _transformed(_normal, transforms.ExpTransform()), real(3), positive(3)),
-    _unscaled("TanhTransform", _transformed(_normal, transforms.TanhTransform()),
-              real(3), positive(3), observed=_tensor(0.3, -0.5, 0.1)),
-    _unscaled("SoftplusTransform", _transformed(_normal, transforms.SoftplusTransform()),
-              real(3), positive(3)),
-    _unscaled("PowerTransform", _transformed(dist.Gamma, transforms.PowerTransform),
-              positive(3), positive(3), positive(3)),
-    _unscaled("PositivePowerTransform",
-              _transformed(dist.Gamma, transforms.PositivePowerTransform(_tensor(1.7))),
-              positive(3), positive(3)),
-    _unscaled("SigmoidTransform", _transformed(_normal, transforms.SigmoidTransform()),
-              real(3), positive(3)),
-    _unscaled("CumulativeDistributionTransform", _transformed(
-        dist.Beta, transforms.CumulativeDistributionTransform(dist.Normal(0.0, 1.0)).inv),
-        positive(3), positive(3), observed=_grid(3), latent=False),
-    _unscaled("ELUTransform", _transformed(_normal, transforms.ELUTransform()),
-              real(3), positive(3), observed=_tensor(0.3, -0.5, 1.1)),
-    _unscaled("LeakyReLUTransform", _transformed(_normal, transforms.LeakyReLUTransform()),
-              real(3), positive(3), observed=_tensor(0.3, -0.5, 1.1)),
-    _unscaled("OrderedTransform", _transformed(_vector, transforms.OrderedTransform()),
-              real(3), positive(3)),
-    _unscaled("StickBreakingTransform", _transformed(_vector, transforms.StickBreakingTransform()),
-              real(3), positive(3)),
-    _unscaled("SimplexToOrderedTransform", lambda a, b: dist.TransformedDistribution(
-        dist.Dirichlet(a), [transforms.SimplexToOrderedTransform(b)]), positive(4), real(),
-        observed=_tensor(-1.0, 0.2, 1.3)),
-    _unscaled("CorrCholeskyTransform", _transformed(_vector, transforms.CorrCholeskyTransform()),
-              real(3), positive(3)),
-    _unscaled("CorrLCholeskyTransform", _transformed(_vector, transforms.CorrLCholeskyTransform()),
-              real(3), positive(3)),
-    _unscaled("CorrMatrixCholeskyTransform", lambda c: dist.TransformedDistribution(
-        dist.LKJCholesky(3, c), [transforms.CorrMatrixCholeskyTransform().inv]), positive()),
-    _unscaled("LowerCholeskyAffine", _transformed(_vector, transforms.LowerCholeskyAffine),
-              real(3), positive(3), real(3), cholesky(3)),
-    _unscaled("HaarTransform", _transformed(_vector, transforms.HaarTransform(dim=-1)),
-              real(4), positive(4)),
-    _unscaled("Permute", _transformed(_vector, transforms.Permute(torch.tensor([2, 0, 1]))),
-              real(3), positive(3)),
-    _unscaled("ReshapeTransform", _transformed(_vector, transforms.ReshapeTransform((4,), (2, 2))),
-              real(4), positive(4)),
-    _unscaled("CatTransform", _transformed(_vector, transforms.IndependentTransform(
-        transforms.CatTransform([transforms.ExpTransform(), transforms.SigmoidTransform()], 0, [1, 2]),
-        1)), real(3), positive(3), latent=False),
-    _unscaled("Normalize", lambda m: dist.Delta(transforms.Normalize()(m), m.sum() * 0, 1), real(3),
-              observed=_grid(3), latent=False),
-    _unscaled("AbsTransform", lambda m: dist.Normal(transforms.AbsTransform()(m), 1.0), real(3)),
-    _unscaled("SoftmaxTransform", lambda m: dist.Categorical(transforms.SoftmaxTransform()(m)), real(3)),
+    case("AbsTransform", lambda m: dist.Normal(transforms.AbsTransform()(m), 1.0), real(3)),
+    case(
+        "AffineTransform",
+        lambda m, s, a, b: dist.TransformedDistribution(
+            dist.Normal(m, s), [transforms.AffineTransform(a, b)]
+        ),
+        real(3),
+        positive(3),
+        real(3),
+        positive(3),
+    ),
+    seen(
+        "CatTransform",
+        transformed(
+            transforms.CatTransform(
+                [transforms.ExpTransform(), transforms.SigmoidTransform()], 0, [1, 2]
+            ),
+            normals,
+        ),
+        real(3),
+        positive(3),
+        observed=tensor(1.2, 0.3, 0.6),
+    ),
+    case(
+        "CholeskyTransform",
+        lambda c: dist.TransformedDistribution(
+            dist.Wishart(5.5, covariance_matrix=c), [transforms.CholeskyTransform()]
+        ),
+        definite(3),
+    ),
+    case(
+        "CorrCholeskyTransform",
+        transformed(transforms.CorrCholeskyTransform(), normals),
+        real(3),
+        positive(3),
+    ),
+    case(
+        "CorrLCholeskyTransform",
+        transformed(transforms.CorrLCholeskyTransform(), normals),
+        real(3),
+        positive(3),
+    ),
+    case(
+        "CorrMatrixCholeskyTransform",
+        lambda c: dist.TransformedDistribution(
+            dist.LKJCholesky(3, c), [transforms.CorrMatrixCholeskyTransform().inv]
+        ),
+        positive(),
+    ),
+    seen(
+        "CumulativeDistributionTransform",
+        lambda a, b: dist.TransformedDistribution(
+            dist.Beta(a, b), [transforms.CumulativeDistributionTransform(dist.Normal(0.0, 1.0)).inv]
+        ),
+        positive(3),
+        positive(3),
+        observed=fixed(3),
+    ),
+    seen(
+        "ELUTransform",
+        transformed(transforms.ELUTransform()),
+        real(3),
+        positive(3),
+        observed=tensor(0.3, 0.5, 1.1),
+    ),
+    case("ExpTransform", transformed(transforms.ExpTransform()), real(3), positive(3)),
+    case(
+        "HaarTransform",
+        transformed(transforms.HaarTransform(dim=-1), normals),
+        real(4),
+        positive(4),
+    ),
+    case(
+        "IndependentTransform",
+        transformed(transforms.IndependentTransform(transforms.ExpTransform(), 1), normals),
+        real(3),
+        positive(3),
+    ),
+    seen(
+        "LeakyReLUTransform",
+        transformed(transforms.LeakyReLUTransform()),
+        real(3),
+        positive(3),
+        observed=tensor(0.3, 0.5, 1.1),
+    ),
+    case(
+        "LowerCholeskyAffine",
+        lambda m, s, a, t: dist.TransformedDistribution(
+            normals(m, s), [transforms.LowerCholeskyAffine(a, t)]
+        ),
+        real(3),
+        positive(3),
+        real(3),
+        triangular(3),
+    ),
+    seen(
+        "LowerCholeskyTransform",
+        lambda x: normals(transforms.LowerCholeskyTransform()(x).diagonal(), 1.0),
+        real(3, 3),
+        observed=fixed(3),
+    ),
+    seen(
+        "Normalize",
+        lambda m: dist.Normal(transforms.Normalize()(m), 1.0),
+        real(3),
+        observed=fixed(3),
+    ),
+    case(
+        "OrderedTransform",
+        transformed(transforms.OrderedTransform(), normals),
+        real(3),
+        positive(3),
+    ),
+    case(
+        "Permute",
+        transformed(transforms.Permute(torch.tensor([2, 0, 1])), normals),
+        real(3),
+        positive(3),
+    ),
+    seen(
+        "PositiveDefiniteTransform",
+        lambda x: normals(transforms.PositiveDefiniteTransform()(x)[0], 1.0),
+        real(3, 3),
+        observed=fixed(3),
+    ),
+    case(
+        "PositivePowerTransform",
+        transformed(transforms.PositivePowerTransform(tensor(1.7)[0]), dist.Gamma),
+        positive(3),
+        positive(3),
+    ),
+    case(
+        "PowerTransform",
+        lambda a, b, e: dist.TransformedDistribution(
+            dist.Gamma(a, b), [transforms.PowerTransform(e)]
+        ),
+        positive(3),
+        positive(3),
+        positive(3),
+    ),
+    case(
+        "ReshapeTransform",
+        transformed(transforms.ReshapeTransform((4,), (2, 2)), normals),
+        real(4),
+        positive(4),
+    ),
+    case("SigmoidTransform", transformed(transforms.SigmoidTransform()), real(3), positive(3)),
+    seen(
+        "SimplexToOrderedTransform",
+        lambda a, b: dist.TransformedDistribution(
+            dist.Dirichlet(a), [transforms.SimplexToOrderedTransform(b)]
+        ),
+        positive(4),
+        real(),
+        observed=tensor(-1.0, 0.2, 1.3),
+    ),
+    seen("SoftmaxTransform", lambda m: dist.Categorical(transforms.SoftmaxTransform()(m)), real(3)),
+    seen(
+        "SoftplusLowerCholeskyTransform",
+        lambda x: normals(transforms.SoftplusLowerCholeskyTransform()(x).diagonal(), 1.0),
+        real(3, 3),
+        observed=fixed(3),
+    ),
+    case("SoftplusTransform", transformed(transforms.SoftplusTransform()), real(3), positive(3)),
+    seen(
+        "StackTransform",
+        lambda m, s: dist.Normal(
+            transforms.StackTransform([transforms.ExpTransform(), transforms.TanhTransform()], 0)(
+                m
+            ),
+            s,
+        ),
+        real(2, 2),
+        positive(2),
+        observed=fixed(2, 2),
+    ),
+    case(
+        "StickBreakingTransform",
+        transformed(transforms.StickBreakingTransform(), normals),
+        real(3),
+        positive(3),
+    ),
+    case(
+        "TanhTransform",
+        transformed(transforms.TanhTransform()),
+        real(3),
+        positive(3),
+        observed=tensor(0.3, -0.5, 0.1),
+    ),
 ]
 
 
-def _with_weights(make: Callable[[], Any], size: int) -> Case:
-    """Return a flow of fixed random weights, on a base of latent parameters."""
+def pushed(name: str, make: Callable[[], Any], size: int = 3) -> Case:
+    """Return a flow of fixed random weights run forwards: a site that is warped, by a factor."""
+    with isolated(3, torch.float64):
+        flow = make()
+
+    def distribution(z: Any, scale: Any) -> Any:
+        x = flow(z)
+        log_density = -0.5 * (x / scale).square() / size
+        return dist.Unit(log_density.sum() + flow.log_abs_det_jacobian(z, x).sum())
+
+    return seen(name, distribution, real(size), positive(), observed=zeros(0))
+
+
+def pulled(name: str, make: Callable[[], Any], size: int = 3) -> Case:
+    """Return a flow of fixed random weights run backwards, as the likelihood of an observation."""
+    with isolated(3, torch.float64):
+        flow = make()
 
     def distribution(loc: Any, scale: Any) -> Any:
-        with isolated(3, torch.float64):
-            flow = make().double()
-        return dist.TransformedDistribution(_vector(loc, scale), [flow])
+        return dist.TransformedDistribution(normals(loc, scale), [flow])
 
-    raise AssertionError(distribution)
+    return seen(name, distribution, real(size), positive(size), observed=0.4 * fixed(size))
 
 
-CASES = [*UNIVARIATE, *DISCRETE, *MULTIVARIATE, *SERIES, *TRANSFORMS]
+def given(make: Callable[[], Any]) -> Callable[[], Any]:
+    return lambda: make().condition(fixed(2))
+
+
+FLOWS = [
+    pushed("AffineAutoregressive", lambda: transforms.affine_autoregressive(3, [5])),
+    pulled("AffineAutoregressive backwards", lambda: transforms.affine_autoregressive(3, [5])),
+    pushed("AffineCoupling", lambda: transforms.affine_coupling(3, hidden_dims=[5])),
+    pulled("AffineCoupling backwards", lambda: transforms.affine_coupling(3, hidden_dims=[5])),
+    pushed("BatchNorm", lambda: transforms.batchnorm(3).eval()),
+    pushed("BlockAutoregressive", lambda: transforms.block_autoregressive(3, activation="tanh")),
+    pushed("ComposeTransform", lambda: transforms.iterated(2, transforms.planar, 3)),
+    pushed("ComposeTransformModule", lambda: transforms.iterated(2, transforms.radial, 3)),
+    pushed("Householder", lambda: transforms.householder(3, 2)),
+    pushed("NeuralAutoregressive", lambda: transforms.neural_autoregressive(3, [5])),
+    pushed("Planar", lambda: transforms.planar(3)),
+    pushed("Polynomial", lambda: transforms.polynomial(3, [5])),
+    pushed("Radial", lambda: transforms.radial(3)),
+    pushed("Spline", lambda: transforms.spline(3, count_bins=4)),
+    pulled("Spline backwards", lambda: transforms.spline(3, count_bins=4)),
+    pushed("SplineAutoregressive", lambda: transforms.spline_autoregressive(3, [5], count_bins=4)),
+    pushed("SplineCoupling", lambda: transforms.spline_coupling(3, hidden_dims=[5])),
+    pushed("Sylvester", lambda: transforms.sylvester(3)),
+    pushed(
+        "ConditionalAffineAutoregressive",
+        given(lambda: transforms.conditional_affine_autoregressive(3, 2, [5])),
+    ),
+    pushed(
+        "ConditionalAffineCoupling",
+        given(lambda: transforms.conditional_affine_coupling(3, 2, hidden_dims=[5])),
+    ),
+    pushed("ConditionalHouseholder", given(lambda: transforms.conditional_householder(3, 2, [5]))),
+    pushed(
+        "ConditionalNeuralAutoregressive",
+        given(lambda: transforms.conditional_neural_autoregressive(3, 2, [5])),
+    ),
+    pushed("ConditionalPlanar", given(lambda: transforms.conditional_planar(3, 2, [5]))),
+    pushed("ConditionalRadial", given(lambda: transforms.conditional_radial(3, 2, [5]))),
+    pushed("ConditionalSpline", given(lambda: transforms.conditional_spline(3, 2, [5], count_bins=4))),
+    pushed(
+        "ConditionalSplineAutoregressive",
+        given(lambda: transforms.conditional_spline_autoregressive(3, 2, [5], count_bins=4)),
+    ),
+]
+TABLES = {
+    "univariate": UNIVARIATE,
+    "discrete": DISCRETE,
+    "multivariate": MULTIVARIATE,
+    "series": SERIES,
+    "transforms": TRANSFORMS,
+    "flows": FLOWS,
+}
+WITH_LATENTS = ("univariate", "multivariate", "transforms")
+
+
+def _observation(case: Case) -> Tensor:
+    """Return the value given, or a draw at typical parameters."""
+    if case.observed is not None:
+        return case.observed
+    with isolated(0, torch.float64):
+        parameters = []
+        for parameter in case.parameters:
+            bijection = bijection_to(parameter.support, parameter.shape())
+            shape = bijection.inverse_shape(torch.Size(parameter.shape()))
+            parameters.append(bijection(0.3 * torch.randn(shape)))
+        drawn = case.make(*parameters).sample()
+    assert isinstance(drawn, Tensor)
+    return drawn
+
+
+def _model(cases: Sequence[Case], *, latent: bool) -> Callable[[], None]:
+    """Return one model of all cases, each scaled by a latent site of its own."""
+    observed = {} if latent else {case.name: _observation(case) for case in cases}
+
+    def model() -> None:
+        for case in cases:
+            parameters = [
+                pyro.sample(f"{case.name}/{position}", parameter)
+                for position, parameter in enumerate(case.parameters)
+            ]
+            distribution = case.make(*parameters)
+            distribution = distribution.to_event(len(distribution.batch_shape))
+            with poutine.scale(scale=pyro.sample(f"{case.name}/scale", positive())):
+                pyro.sample(f"{case.name}/value", distribution, obs=observed.get(case.name))
+
+    return model
+
+
+def assert_compiled_like_eager(cases: Sequence[Case], *, latent: bool) -> None:
+    density = LogDensity(_model(cases, latent=latent), {})
+    points = 0.5 * torch.randn(POINTS, density.dim, dtype=torch.float64)
+    compiled = CompiledLogDensity(density, points[0], lanes=4)
+    values, gradients = compiled(points)
+    wrong = []
+    for point, value, gradient in zip(points, values, gradients, strict=True):
+        leaf = point.clone().requires_grad_()
+        want = density.log_prob(leaf)
+        assert torch.isfinite(want), "the densities must be finite where they are compared"
+        (slope,) = torch.autograd.grad(want, leaf)
+        for name, block in density.blocks.items():
+            part = slice(block.start, block.stop)
+            error = (gradient[part] - slope[part]).abs().max()
+            if not error <= TOLERANCE * (1 + slope[part].abs().max()):
+                wrong.append(f"{name}: {gradient[part].tolist()}, not {slope[part].tolist()}")
+        if not abs(float(value - want)) <= TOLERANCE * (1 + float(slope.abs().sum())):
+            wrong.append(f"the sum is {float(value)}, not {float(want)}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_likelihoods_of_latent_parameters(table: str) -> None:
+    assert_compiled_like_eager(TABLES[table], latent=False)
+
+
+@pytest.mark.parametrize("table", WITH_LATENTS)
+def test_latent_sites(table: str) -> None:
+    assert_compiled_like_eager([case for case in TABLES[table] if case.latent], latent=True)

@@ -314,7 +314,8 @@ def test_a_full_disk(how: str, runner: Runner, tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_the_draws(runner: Runner, tmp_path: Path) -> None:
-    # 50 numbers and 7 statistics in each of 2 chains: 9 MB of draws, and ten times as many.
+    # 50 numbers and 7 statistics in each of 2 chains: 9 MB of draws, and 90 MB. Many pieces are
+    # read at a time, few where there are few. In memory the longer run takes 240 MB more.
     options = {"chains": 2, "warmup": 100, "metric": "diag"}
     used = []
     for draws in (10_000, 100_000):
@@ -327,7 +328,7 @@ def test_memory_does_not_grow_with_the_draws(runner: Runner, tmp_path: Path) -> 
         )
         assert said.get("draws") == draws, said
         used.append(said["memory"] / 1024)
-    assert used[1] < used[0] + 30, used
+    assert used[1] < used[0] + 80, used
     posterior = load(tmp_path / "100000")
     assert posterior["x"].shape == (2, 100_000, 50)
     assert abs(float(posterior["x"].mean())) < 0.01

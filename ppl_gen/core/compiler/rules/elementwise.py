@@ -84,7 +84,6 @@ _EXPRESSIONS: dict[str, str] = {
     "special_i1": "v_i1({0})",
     "special_i1e": "v_i1e({0})",
     "special_log_ndtr": "v_log_ndtr({0})",
-    "special_ndtr": f"splat(0.5) * v_erfc({{0}} * splat({-math.sqrt(0.5)}))",
     "special_ndtri": "v_ndtri({0})",
     "special_xlog1py": "v_xlog1py({0}, {1})",
     "sqrt": "v_sqrt({0})",
@@ -228,7 +227,7 @@ def _sinc(lowering: Lowering, operation: Operation) -> None:
     lowering.loop(operation.out, expression, operation["self"])
 
 
-@rule_for("copy", "_to_copy", "clone", "lift_fresh", "lift_fresh_copy", "contiguous")
+@rule_for("copy", "_to_copy", "clone")
 def _copy(lowering: Lowering, operation: Operation) -> None:
     source = operation["src"] if operation.base == "copy" else operation["self"]
     out = operation.out

@@ -20,7 +20,7 @@ from ppl_gen.core.compiler.rules.lowering import (
 __all__: list[str] = []
 
 
-@rule_for("_unsafe_view", "_reshape_alias", "_linalg_check_errors")
+@rule_for("_unsafe_view", "_linalg_check_errors")
 def _nothing(lowering: Lowering, operation: Operation) -> None:
     """Do nothing: these return their argument's own memory, or none."""
 
@@ -56,7 +56,7 @@ def _flip(lowering: Lowering, operation: Operation) -> None:
     lowering.loop(operation.out, "{0}", shaped(source, source.shape, strides, offset))
 
 
-@rule_for("roll", "repeat", "unfold_copy")
+@rule_for("roll", "repeat")
 def _rearranged(lowering: Lowering, operation: Operation) -> None:
     """Lower an operator by what it does to the elements' addresses."""
     source, *rest = operation.arguments.values()
@@ -153,7 +153,7 @@ def _copied(lowering: Lowering, operation: Operation) -> None:
         lowering.loop(operation.out, "{0}", operation["self"])
 
 
-@rule_for("index", "_unsafe_index")
+@rule_for("index")
 def _index(lowering: Lowering, operation: Operation) -> None:
     source, indices = operation["self"], operation["indices"]
     found = _live_index(operation, indices)
@@ -163,7 +163,7 @@ def _index(lowering: Lowering, operation: Operation) -> None:
         _indexed(source, *found).read(lowering, operation.out, source)
 
 
-@rule_for("index_put", "_index_put_impl", "_unsafe_index_put")
+@rule_for("index_put")
 def _index_put(lowering: Lowering, operation: Operation) -> None:
     indices, values, add = operation["indices"], operation["values"], operation["accumulate"]
     out = operation.out
