@@ -21,12 +21,25 @@ from ppl_gen.core.compiler.program import (
 )
 from ppl_gen.core.compiler.record import Operation, Place, Recording, Storage, base_name
 
-__all__ = ["Lowering", "Rule", "constant", "is_known", "literal", "lower", "places", "rule_for"]
+__all__ = [
+    "Lowering",
+    "Rule",
+    "axis_last",
+    "constant",
+    "conversion",
+    "is_known",
+    "literal",
+    "lower",
+    "places",
+    "rule_for",
+    "shaped",
+    "with_axis",
+    "without_axis",
+]
 
 Rule = Callable[["Lowering", Operation], None]
 
 _RULES: dict[str, Rule] = {}
-_FIRST_CONSTANT = -1
 
 
 def rule_for(*names: str) -> Callable[[Rule], Rule]:
@@ -89,7 +102,7 @@ def literal(value: float) -> str:
 def constant(values: torch.Tensor) -> Place:
     """Return a place that holds given values."""
     values = values.contiguous()
-    storage = Storage(_FIRST_CONSTANT, values.numel(), values.dtype, values.reshape(-1))
+    storage = Storage(-1, values.numel(), values.dtype, values.reshape(-1))
     return Place(storage, 0, tuple(values.shape), tuple(values.stride()))
 
 
@@ -282,11 +295,6 @@ def with_axis(place: Place, axis: int, size: int, stride: int) -> Place:
         (*place.shape[:axis], size, *place.shape[axis:]),
         (*place.strides[:axis], stride, *place.strides[axis:]),
     )
-
-
-def resized(place: Place, axis: int, size: int, stride: int) -> Place:
-    """Return a tensor with one axis of another size and stride."""
-    return with_axis(without_axis(place, axis), axis, size, stride)
 
 
 def conversion(source: torch.dtype, out: torch.dtype) -> str:
