@@ -85,8 +85,9 @@ class Bench:
             "PPL_GEN_CACHE": str(caches / "ppl_gen"),
             "PYTENSOR_FLAGS": f"base_compiledir={caches / 'pytensor'}",
         }
-        if engine == "nutpie":
-            # Its chains take all cores: threads of BLAS on top of that made it many times slower.
+        if engine in ("pyro", "nutpie"):
+            # nutpie's chains take all cores already, and Pyro's operations are small: with more
+            # threads both were several times slower on every model.
             environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         command = [python, str(script), *map(str, given)]
         try:

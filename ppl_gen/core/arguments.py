@@ -14,7 +14,7 @@ from ppl_gen.core.closure import captured
 from ppl_gen.core.errors import SiteError, did_you_mean
 from ppl_gen.core.pair import guide_of, signature
 
-__all__ = ["bind", "check_captured", "lengths", "move", "num_bytes"]
+__all__ = ["bind", "check_captured", "lengths", "move", "num_bytes", "own_memory"]
 
 
 def bind(pair: nn.Module, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,6 +67,17 @@ def _move(value: Any, dtype: torch.dtype | None, device: torch.device) -> Any:
     if type(value) in (list, tuple):
         return type(value)(_move(item, dtype, device) for item in value)
     return value
+
+
+def own_memory(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return data with each tensor that is a part of a larger one copied out of it."""
+    return {
+        name: value.clone()
+        if isinstance(value, torch.Tensor)
+        and value.untyped_storage().nbytes() > value.numel() * value.element_size()
+        else value
+        for name, value in data.items()
+    }
 
 
 def lengths(data: Mapping[str, Any]) -> dict[str, int]:

@@ -9,7 +9,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 
-from ppl_gen.core.arguments import bind, check_captured, move
+from ppl_gen.core.arguments import bind, check_captured, move, own_memory
 from ppl_gen.core.bijections import unconstrained_shape
 from ppl_gen.core.blocks import (
     Block,
@@ -88,6 +88,8 @@ class LogDensity:
         with isolated(0, dtype):
             if not prepared:
                 self.data = prepare(self.pair, self.data)
+            # A view's offset would be part of the compiled program, which other data can share.
+            self.data = own_memory(self.data)
             self.model_sites = trace_sites(self.pair, self.data)
             self.blocks = self._lay_out()
         self.dim = max((block.stop for block in self.blocks.values()), default=0)

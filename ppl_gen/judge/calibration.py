@@ -249,8 +249,7 @@ def simulation_based_calibration(
     ranker = _Ranker(work, truths, max_rank, quantities or {}, generator)
     with ProgressBar("calibration", replicates, enabled=progress) as bar:
         for index in range(replicates):
-            # Copies, as code compiled for a part of a larger tensor serves that part alone.
-            simulated = {arguments[n]: v[0, index].clone() for n, v in observations.items()}
+            simulated = {arguments[n]: v[0, index] for n, v in observations.items()}
             posterior = fit(
                 pair,
                 {**data, **simulated},

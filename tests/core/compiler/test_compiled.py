@@ -85,6 +85,7 @@ def test_new_data_of_the_same_shape_take_the_same_library(tmp_path: Any, monkeyp
     monkeypatch.setenv("PPL_GEN_CACHE", str(tmp_path))
     compile_and_check(arma, {"y": torch.sin(torch.arange(20.0))})
     compile_and_check(arma, {"y": torch.cos(torch.arange(20.0))})
+    compile_and_check(arma, {"y": torch.cos(torch.arange(60.0, dtype=torch.float64))[30:50]})
     assert len(list(tmp_path.glob("*.so"))) == 1
 
 
