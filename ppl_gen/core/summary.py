@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ppl_gen.diagnostics import ess_bulk, ess_tail, mcse_mean, rhat
+from ppl_gen.diagnostics import convergence, mcse_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,11 +46,12 @@ def summarise(posterior: Posterior) -> pd.DataFrame:
             **{q: quantiles[i] for i, q in enumerate(("q5", "q50", "q95"))},
         }
         if posterior.is_mcmc:
+            found = convergence(array)
             columns |= {
                 "mcse_mean": mcse_mean(array),
-                "ess_bulk": ess_bulk(array),
-                "ess_tail": ess_tail(array),
-                "r_hat": rhat(array),
+                "ess_bulk": found.ess_bulk,
+                "ess_tail": found.ess_tail,
+                "r_hat": found.rhat,
             }
         tables.append(pd.DataFrame(columns, index=scalar_names(site, tuple(draws.shape[2:]))))
     return pd.concat(tables) if tables else pd.DataFrame()

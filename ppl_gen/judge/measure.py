@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ppl_gen.core.errors import SiteError, unknown
 from ppl_gen.core.posterior import Posterior
-from ppl_gen.diagnostics import ess_bulk, ess_tail, mcse_mean, rhat
+from ppl_gen.diagnostics import Convergence, convergence, mcse_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -219,13 +219,14 @@ def _parameter_rows(posterior: Posterior, draws: Array) -> dict[str, Array]:
     flat = draws.reshape(*draws.shape[:2], -1)
     sd = flat.std(axis=(0, 1), ddof=1)
     blank = np.full(flat.shape[2], np.nan)
+    found = convergence(flat) if posterior.is_mcmc else Convergence(blank, blank, blank)
     independent = sd / np.sqrt(flat.shape[0] * flat.shape[1])
     return {
         "mean": flat.mean(axis=(0, 1)),
         "sd": sd,
-        "r_hat": rhat(flat) if posterior.is_mcmc else blank,
-        "ess_bulk": ess_bulk(flat) if posterior.is_mcmc else blank,
-        "ess_tail": ess_tail(flat) if posterior.is_mcmc else blank,
+        "r_hat": found.rhat,
+        "ess_bulk": found.ess_bulk,
+        "ess_tail": found.ess_tail,
         "mcse": mcse_mean(flat) if posterior.is_mcmc else blank,
         # Of the mean, whatever the draws are: for the error of the mean, not for the table.
         "standard_error": mcse_mean(flat) if posterior.is_mcmc else independent,

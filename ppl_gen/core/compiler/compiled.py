@@ -13,6 +13,7 @@ from ppl_gen.core.compiler.emit import emit
 from ppl_gen.core.compiler.record import CannotCompile, record
 from ppl_gen.core.compiler.rules import is_known, lower
 from ppl_gen.core.compiler.schedule import schedule
+from ppl_gen.core.compiler.simplify import simplify
 
 if TYPE_CHECKING:
     from ppl_gen.core.log_density import LogDensity
@@ -54,6 +55,7 @@ class CompiledLogDensity:
         self.lanes = lanes
         recording = record(density.log_prob, point.to(density.dtype), is_known)
         program = lower(recording)
+        simplify(program)
         source = emit(schedule(program))
         real = "double" if density.dtype == torch.float64 else "float"
         level = "-O2" if len(program.statements) < _LARGE else "-O1"

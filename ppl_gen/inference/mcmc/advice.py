@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ppl_gen.core.summary import scalar_names
-from ppl_gen.diagnostics import bfmi, ess_bulk, ess_tail, rhat
+from ppl_gen.diagnostics import bfmi, convergence, ess_bulk
 
 __all__ = ["advice"]
 
@@ -103,6 +103,7 @@ class _Scalars:
         values: Their draws, (chain, draw, scalar).
         rhat: Of each; NaN where it has none.
         bulk: The bulk ESS of each; NaN where it has none.
+        tail: The tail ESS of each; NaN where it has none.
     """
 
     names: list[str]
@@ -111,6 +112,7 @@ class _Scalars:
     values: Array
     rhat: Array
     bulk: Array
+    tail: Array
 
     def count(self, some: NDArray[np.bool_]) -> str:
         """Return how many of the scalars some of them are."""
@@ -134,7 +136,8 @@ def _chosen(draws: Mapping[str, torch.Tensor]) -> _Scalars:
         names += scalar_names(site, tuple(value.shape[2:]))[:: max(step, 1)]
         sites += [site] * columns[-1].shape[2]
     values = np.concatenate(columns, axis=2)
-    return _Scalars(names, sites, indices, values, rhat(values), ess_bulk(values))
+    found = convergence(values)
+    return _Scalars(names, sites, indices, values, found.rhat, found.ess_bulk, found.ess_tail)
 
 
 def _stuck(scalars: _Scalars) -> str | None:
@@ -250,7 +253,7 @@ def _too_few(scalars: _Scalars) -> str | None:
     if length < MIN_DRAWS:
         more = _round_up(wanted / chains)
         return f"Too few draws for R-hat and effective sample size: posterior.extend({more})."
-    sizes = np.stack([scalars.bulk, ess_tail(scalars.values)])
+    sizes = np.stack([scalars.bulk, scalars.tail])
     bad = (sizes < wanted).any(axis=0)
     if not bad.any():
         return None

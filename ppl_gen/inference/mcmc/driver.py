@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Protocol
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from ppl_gen.inference.mcmc.metric import Kind, Rule
 from ppl_gen.inference.mcmc.state import Phase, State
@@ -24,6 +25,8 @@ __all__ = ["Driver", "Engine", "Sink"]
 # A group of chains runs for so long before its thread looks at anything else.
 _SLICE_SECONDS = 0.05
 _REPORT_SECONDS = 0.1
+# BLAS has threads at work from about so many dimensions.
+_WIDE = 32
 
 
 class Engine(Protocol):
@@ -125,7 +128,10 @@ class Driver:
             Whether the user stopped it before.
         """
         self._interrupted = False
-        with self._deferred_interrupt():
+        # Metrics are estimated in threads of our own: more of them would wait for each other.
+        wide = self.state.dim >= _WIDE
+        one_each = threadpool_limits(1, "blas") if wide else contextlib.nullcontext()
+        with one_each, self._deferred_interrupt():
             while not self._interrupted and (groups := self._unfinished()):
                 pending: queue.SimpleQueue[int] = queue.SimpleQueue()
                 for group in groups:

@@ -46,6 +46,9 @@ _KINDS: dict[Kind, MetricKind] = {
     "low_rank": MetricKind.LOW_RANK,
 }
 _MAX_RANK = 32
+# With more dimensions a few chains are quicker on two threads than side by side on one: not the
+# density, but each chain's own work takes the time.
+_MANY = 100
 _MAX_HMC_STEPS = 1024
 _MAX_ENERGY_ERROR = 1000.0
 # Latest warm-up transitions that are kept for the metric, in bytes of all chains.
@@ -236,7 +239,7 @@ def _compile(density: LogDensity, method: Chains) -> CompiledLogDensity | None:
     """Return the compiled density, or None, with a warning, where there is none to be had."""
     if method.engine != "compiled" or density.device.type != "cpu":
         return None
-    lanes = 4 if method.chains <= 4 else 8
+    lanes = 8 if method.chains > 4 else 4 if density.dim <= _MANY else 2
     points = 4 * torch.rand(4, density.dim, dtype=torch.float64) - 2
     try:
         compiled = CompiledLogDensity(density, points[0], lanes)

@@ -26,6 +26,7 @@ from ppl_gen.core.compiler.record import base_name, record
 from ppl_gen.core.compiler.rules import is_known, lower
 from ppl_gen.core.compiler.rules.lowering import _RULES
 from ppl_gen.core.compiler.schedule import schedule
+from ppl_gen.core.compiler.simplify import simplify
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs the compiler g++")
 
@@ -937,6 +938,112 @@ def test_networks() -> None:
     assert_compiled_like_eager(list(_networks()))
 
 
+# --- what is the same at many steps of a loop
+
+
+def _written_over(x: Tensor) -> Tensor:
+    y = x.exp().expand(3, 4).log1p()
+    y[1] = x[2] * 5
+    return y * 2
+
+
+def _repeated() -> Iterable[Case]:
+    views: dict[str, Callable[[Tensor], Any]] = {
+        "as it is": lambda y: y,
+        "transposed": lambda y: y.T,
+        "rows": lambda y: y[1:],
+        "every other row": lambda y: y[::2],
+        "columns": lambda y: y[:, 1:3],
+        "every other column": lambda y: y[:, 1::2],
+        "a row": lambda y: y[2],
+        "a column": lambda y: y[:, 2],
+        "an element": lambda y: y[2, 1],
+        "flat": lambda y: y.reshape(-1),
+        "a part of it flat": lambda y: y.reshape(-1)[3:14],
+        "in other rows": lambda y: y.reshape(5, 4),
+        "diagonal": lambda y: y.diagonal(),
+        "windows": lambda y: y.unfold(0, 2, 1),
+        "by index": lambda y: y[[0, 3, 3], [2, 0, 0]],
+        "flipped": lambda y: y.flip(0),
+        "sums": lambda y: (y.sum(0), y.sum(1)),
+        "running sums": lambda y: y.cumsum(0),
+        "largest": lambda y: y.amax(1),
+        "a product": lambda y: y @ y.T,
+        "a vector's product": lambda y: y @ fixed(5),
+        "determinant": lambda y: torch.linalg.slogdet(y @ y.T + torch.eye(4))[1],
+    }
+    spread: dict[str, tuple[Callable[[Tensor], Tensor], Operand]] = {
+        "a number": (lambda x: x.expand(4, 5), positive()),
+        "a row": (lambda x: x.expand(4, 5), positive(5)),
+        "a column": (lambda x: x.expand(4, 5), positive(4, 1)),
+    }
+    for what, (expand, operand) in spread.items():
+        for how, view in views.items():
+            yield case(
+                f"{what} repeated and read {how}",
+                lambda x, e=expand, v=view: (
+                    v(1 / (e(x).log1p() + fixed(1)) / 3).mul(e(x)[0, 0])
+                    if isinstance(v(e(x)), Tensor)
+                    else v(e(x).log1p())
+                ),
+                operand,
+            )
+    yield case("written over", _written_over, positive(4))
+    yield case("division by a number", lambda x, s: x / s, real(9), positive())
+    yield case("division by a row", lambda x, s: x / s, real(6, 2), positive(2))
+    yield case("division by a column", lambda x, s: x / s, real(2, 6), positive(2, 1))
+    yield case("division by two of three", lambda x, s: x / s, real(2, 5, 3), positive(2, 1, 3))
+    yield case("two divisions", lambda x, s: (x / s, x.cos() / s), real(9), positive())
+    yield case("division by constants", lambda x: x / (fixed(9) + 2), real(9))
+    yield case("division by equal constants", lambda x: x / torch.full((9,), 3.0), real(9))
+    yield case("division by a literal", lambda x: (x / 7, x / -0.1, x / 1e200), real(9))
+    yield case("division by what changes", _changing_divisor, real(9), positive())
+
+
+def _changing_divisor(x: Tensor, s: Tensor) -> Tensor:
+    x, divisor = x.detach(), s.detach().clone()
+    first = x / divisor
+    divisor *= 3.0
+    return first + x.cos() / divisor
+
+
+def test_what_is_the_same_at_many_steps() -> None:
+    assert_compiled_like_eager(list(_repeated()))
+
+
+def test_what_is_the_same_at_many_steps_is_computed_once() -> None:
+    def value(vector: Tensor) -> Tensor:
+        loc, scale = vector[:3], vector[3].exp()
+        group = torch.arange(60) % 3
+        normal = torch.distributions.Normal(loc[group], scale, validate_args=False)
+        return normal.log_prob(fixed(60)).sum()
+
+    program = lower(record(value, torch.zeros(4, dtype=torch.float64), is_known))
+    simplify(program)
+    steps = {"v_log": 0, "/": 0}
+    for statement in program.statements:
+        for operator in steps:
+            if operator in getattr(statement, "expression", ""):
+                steps[operator] += math.prod(statement.shape)
+    # The logarithm of the scale, and reciprocals of it and of twice its square.
+    assert steps == {"v_log": 1, "/": 3}
+
+
+def test_division_by_zero_or_by_what_has_no_reciprocal() -> None:
+    def value(vector: Tensor) -> Tensor:
+        tiny = torch.tensor([1e-320, 0.0, 1.0, -0.0], dtype=torch.float64)
+        return (vector[:4] / vector[4] + vector[:4] / tiny[2]).sum() + (
+            vector[2:4] * tiny[:2]
+        ).sum()
+
+    function = Function(value, 5)
+    compiled = CompiledLogDensity(function, torch.ones(5, dtype=torch.float64), LANES)  # type: ignore[arg-type]
+    points = torch.ones(3, 5, dtype=torch.float64)
+    points[:, 4] = torch.tensor([0.0, -0.0, math.inf])
+    values, _ = compiled(points)
+    assert values.tolist() == [value(point).item() for point in points]
+
+
 # --- special values and other types
 
 
@@ -1091,7 +1198,9 @@ def test_the_compiler_keeps_every_call() -> None:
     """With these options g++ 12 drops calls of loops that it takes for functions without effect."""
     (one,) = (one for one in _matrices() if one.name == "solve for a vector over batches")
     function, points = _function([one]), _points([one])
-    source = emit(schedule(lower(record(function.log_prob, points[0], is_known))))
+    program = lower(record(function.log_prob, points[0], is_known))
+    simplify(program)
+    source = emit(schedule(program))
     library = build(source.text, "-O1", "-fno-inline", "-DW=1", "-DREAL=double")
     memory = torch.zeros(source.workspace, dtype=torch.float64)
     pointers = [memory.data_ptr(), source.constants.ctypes.data, source.tables.ctypes.data]
