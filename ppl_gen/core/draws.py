@@ -4,14 +4,55 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 __all__ = ["map_draws"]
 
 _CHUNK_BYTES = 64 * 2**20
 
 Values = Mapping[str, torch.Tensor]
+
+
+class _BatchedMemory(TorchFunctionMode):
+    """Gives each draw memory of its own where a function asks for some that is still to be filled.
+
+    Distributions draw by `torch.empty(shape).normal_()`, which `torch.func.vmap` refuses on memory
+    that all draws share.
+
+    Args:
+        like: A tensor of each draw.
+    """
+
+    def __init__(self, like: torch.Tensor) -> None:
+        super().__init__()
+        self.like = like
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty and kwargs.get("out") is None:
+            kind = {
+                "dtype": kwargs.get("dtype") or torch.get_default_dtype(),
+                "device": kwargs.get("device") or torch.get_default_device(),
+            }
+            return self.like.new_empty(*args, **{**kwargs, **kind})
+        if func is torch.Tensor.new_empty or (func is torch.Tensor.new and _is_size(args[1:])):
+            tensor, *size = args
+            kind = {"dtype": tensor.dtype, "device": tensor.device}
+            return self.like.new_empty(*size, **{**kind, **kwargs})
+        return func(*args, **kwargs)
+
+
+def _is_size(arguments: tuple[Any, ...]) -> bool:
+    return bool(arguments) and all(isinstance(size, int | torch.Size) for size in arguments)
 
 
 def map_draws(
@@ -44,8 +85,9 @@ def map_draws(
     chunk = max(1, min(num_draws, _CHUNK_BYTES // max(size, bytes_per_draw, 1)))
     dummy = torch.zeros(num_draws)  # vmap wants a batched argument even where nothing is drawn
 
-    def one(values: Values, _: torch.Tensor) -> Values:
-        return dict(function(values))
+    def one(values: Values, like: torch.Tensor) -> Values:
+        with _BatchedMemory(like):
+            return dict(function(values))
 
     batched = torch.func.vmap(one, randomness="different")
     chunks: list[Values] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from ppl_gen.core.arviz import to_arviz
+from ppl_gen.core.errors import SiteError
 from ppl_gen.core.scope import isolated
 from ppl_gen.core.structure import trace_sites
 
@@ -41,12 +43,11 @@ def arviz_groups(posterior: Posterior, predictive_draws: int, seed: int) -> Any:
         observed = {name: site for name, site in sites.items() if site.kind == "observed"}
         groups["observed_data"] = _arrays({name: site.value for name, site in observed.items()})
         dims |= {name: site.dims for name, site in sites.items()}
-        groups["posterior_predictive"] = _arrays(posterior.predict(None, predictive_draws, seed))
-        try:
+        with contextlib.suppress(SiteError):  # a density without a sampler has no draws
+            predictive = posterior.predict(None, predictive_draws, seed)
+            groups["posterior_predictive"] = _arrays(predictive)
+        with contextlib.suppress(SiteError):  # nor has an improper prior
             prior, predictive = posterior.prior(predictive_draws, seed)
-        except ValueError:  # an improper prior has no draws
-            pass
-        else:
             continuous = {name: prior[name] for name in prior if name in posterior.latents}
             groups["prior"] = _arrays(continuous)
             groups["prior_predictive"] = _arrays(predictive)

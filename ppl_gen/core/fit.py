@@ -9,6 +9,7 @@ import platform
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +20,8 @@ import torch
 from ppl_gen.core.archive import StoredDraws
 from ppl_gen.core.arguments import bind
 from ppl_gen.core.errors import NonFiniteLossError, check_count, did_you_mean
-from ppl_gen.core.identity import differences, identity_of, options_of
+from ppl_gen.core.identity import differences, identity_of, options_of, other_versions
+from ppl_gen.core.lock import only_writer
 from ppl_gen.core.method import Method, Problem
 from ppl_gen.core.pair import as_pair, cast, own_copy
 from ppl_gen.core.posterior import Posterior, assemble
@@ -66,6 +68,7 @@ def fit(
         ValueError: If the data do not fit the model, the model does not fit the method, or the run
             to resume was made with other data, parameters, options, or another model.
         FileExistsError: If there is something in the folder, and it is not to be resumed.
+        BlockingIOError: If another process is writing to the folder.
         OSError: If the folder cannot be written to, or the disk is full; draws are kept there up to
             a few seconds before.
         NonFiniteLossError: If the objective became NaN or infinite; it carries the posterior of
@@ -92,11 +95,13 @@ def fit(
     problem = Problem(
         own_copy(source), bound, target, seed, progress, facts=_facts(method, seed, target)
     )
-    if out is not None:
+    if out is None:
+        return _run(method, problem)
+    with only_writer(Path(out)):
         problem = _in_folder(Path(out), problem, method, resume)
         if problem.previous is not None and not problem.previous.checkpoint:
             return problem.previous
-    return _run(method, problem)
+        return _run(method, problem)
 
 
 def extend(posterior: Posterior, draws: int, progress: bool) -> Posterior:
@@ -124,23 +129,26 @@ def extend(posterior: Posterior, draws: int, progress: bool) -> Posterior:
     )
     target = _device("auto" if posterior.provenance["device"] != "cpu" else "cpu")
     facts = {**posterior.provenance, "options": options | {"draws": rebuilt.draws}}
-    return _run(
-        rebuilt,
-        Problem(
-            own_copy(pair),
-            data,
-            target,
-            seed,
-            progress,
-            previous=posterior,
-            prepared=True,
-            facts=facts,
-        ),
+    problem = Problem(
+        own_copy(pair),
+        data,
+        target,
+        seed,
+        progress,
+        previous=posterior,
+        prepared=True,
+        facts=facts,
     )
+    if not isinstance(posterior.draws, StoredDraws):
+        return _run(rebuilt, problem)
+    with only_writer(posterior.draws.path.parent):
+        return _run(rebuilt, problem)
 
 
 def _run(method: Method, problem: Problem) -> Posterior:
     target, previous = problem.device, problem.previous
+    if previous is not None and previous.num_draws < getattr(method, "draws", 0):
+        _warn_of_other_versions(previous)
     # On a GPU, what the model makes by torch.zeros(3) has to be there as well.
     on_target = target if target.type != "cpu" else contextlib.nullcontext()
     with isolated(problem.seed), on_target:
@@ -184,7 +192,8 @@ def _run(method: Method, problem: Problem) -> Posterior:
     if isinstance(posterior.draws, StoredDraws):
         finish(posterior)
     elif problem.out is not None:
-        save(posterior, problem.out, identity=problem.identity)
+        # What the folder holds of the run so far is in memory by now.
+        save(posterior, problem.out, overwrite=previous is not None, identity=problem.identity)
     if problem.progress:
         for warning in posterior.warnings:
             print(warning, file=sys.stderr)
@@ -228,6 +237,13 @@ def _in_folder(out: Path, problem: Problem, method: Method, resume: bool) -> Pro
     previous = read(out, problem.pair)
     if previous is None:  # it was killed before its first checkpoint
         shutil.rmtree(out)
+    elif previous.interrupted and not previous.checkpoint:
+        msg = (
+            f"out: {out} holds a run that was interrupted, and {type(method).__name__} has kept "
+            "nothing to go on from. Choose another folder for a new run; pg.load(out) reads the "
+            "draws of this one."
+        )
+        raise ValueError(msg)
     return dataclasses.replace(problem, previous=previous)
 
 
@@ -291,9 +307,23 @@ def _facts(method: Method, seed: int, device: torch.device) -> dict[str, Any]:
         "method": type(method).__name__,
         "options": options_of(method),
         "seed": seed,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("torch", "pyro-ppl", "numpy")},
-        },
+        "versions": _versions(),
         "device": str(device),
     }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("ppl-gen", "torch", "pyro-ppl", "numpy")
+    found = {name: metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), **found}
+
+
+def _warn_of_other_versions(previous: Posterior) -> None:
+    changed = other_versions(previous.provenance.get("versions", {}), _versions())
+    if changed:
+        warnings.warn(
+            f"the run was made with {changed}: the draws to come are as good, but may differ in "
+            "their last bits, and then altogether, from those that it would have had.",
+            RuntimeWarning,
+            stacklevel=4,
+        )

@@ -18,7 +18,7 @@ from ppl_gen.core.posterior import Posterior
 from ppl_gen.core.scope import isolated
 from ppl_gen.core.structure import trace_sites
 
-__all__ = ["differences", "identity_of", "options_of"]
+__all__ = ["differences", "identity_of", "options_of", "other_versions"]
 
 Identity = Mapping[str, Mapping[str, Any]]
 
@@ -64,6 +64,24 @@ def differences(before: Identity, after: Identity) -> list[str]:
             if old != new:
                 found.append(f"{kind} '{name}' was {old}, is {new}")
     return found
+
+
+def other_versions(before: Mapping[str, str], after: Mapping[str, str]) -> str:
+    """Return in words which packages had another version; nothing where none had.
+
+    Args:
+        before: Versions by name, of a run. Python's own is of no account.
+        after: Those of now.
+
+    Example:
+        >>> other_versions({"torch": "2.13.0", "numpy": "2.1"}, {"torch": "2.15.0", "numpy": "2.1"})
+        'torch 2.13.0 (now 2.15.0)'
+    """
+    return ", ".join(
+        f"{name} {version} (now {after[name]})"
+        for name, version in before.items()
+        if name != "python" and name in after and after[name] != version
+    )
 
 
 def options_of(method: Method) -> dict[str, Any]:

@@ -37,6 +37,8 @@ from ppl_gen.core.structure import (
 
 __all__ = ["Block", "LogDensity", "enumeration_dim", "log_joint"]
 
+_LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+
 
 class LogDensity:
     """The unnormalised log posterior density of a pair on data, over unconstrained vectors.
@@ -52,6 +54,8 @@ class LogDensity:
         device: Where it computes.
         prepared: Whether the data went through the pair's `validate` and `prepare` already, as
             those of a posterior did.
+        jacobian: Whether the log-Jacobian is added. Without it the maximum is that of the density
+            of the constrained values.
 
     Raises:
         SiteError: If a support has no bijection, a discrete site has infinitely many values, a
@@ -79,8 +83,10 @@ class LogDensity:
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
         prepared: bool = False,
+        jacobian: bool = True,
     ) -> None:
         self.dtype = dtype
+        self.jacobian = jacobian
         self.device = torch.device(device)
         self.pair = cast(own_copy(as_pair(pair)), dtype, self.device)
         check_captured(self.pair, dtype, self.device)
@@ -127,6 +133,8 @@ class LogDensity:
         if self._batchable is not False:
             try:
                 batched = torch.func.vmap(lambda one: self._log_prob(one, data, handlers))(vector)
+            except _LinAlgError:
+                pass  # at one of these vectors, which says nothing about others
             except (RuntimeError, ValueError, NotImplementedError):
                 self._batchable = False
             else:
@@ -147,7 +155,7 @@ class LogDensity:
         with default_dtype(self.dtype), unchecked(), AnswerParams(self.pair), _Under(handlers):
             value = log_joint(model_of(self.pair), data, substitute, self._enumerated_below)
         substitute.check_complete()
-        return value + substitute.log_jacobian
+        return value + substitute.log_jacobian if self.jacobian else value
 
     def log_prob_by_site(self, vector: torch.Tensor) -> dict[str, float]:
         """Return each site's own term of the log joint density, to find one that is not finite.

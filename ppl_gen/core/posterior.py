@@ -22,7 +22,15 @@ from ppl_gen.core.pair import cast, model_of, own_copy, prepare
 from ppl_gen.core.params import AnswerParams
 from ppl_gen.core.replay import Replay
 from ppl_gen.core.scope import isolated, unchecked
-from ppl_gen.core.structure import Site, StartValues, Unobserve, drawing, trace_sites
+from ppl_gen.core.structure import (
+    DrawSimplices,
+    Site,
+    StartValues,
+    Unobserve,
+    drawing,
+    not_drawable,
+    trace_sites,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -189,7 +197,8 @@ class Posterior:
             Draws of each observed site, (chain, draw, *site).
 
         Raises:
-            SiteError: If a latent site has another shape on the new data.
+            SiteError: If a latent site has another shape on the new data, or the distribution of
+                an observed one cannot be drawn from.
             ValueError: If the pair or the data is missing, or a latent shared by observations
                 has to be drawn and the posterior holds no data of its own.
         """
@@ -211,6 +220,7 @@ class Posterior:
                 thinned |= {name: drawn[name] for name in shared if name in drawn}
                 _check_shapes(thinned, sites)
             wanted = [name for name in sites if name in self.observed]
+            _check_drawable(sites, wanted)
             return source._map(
                 lambda values: _run(pair, bound, values, wanted, unobserve=True),
                 thinned,
@@ -278,19 +288,18 @@ class Posterior:
             (1, draw, *site).
 
         Raises:
-            ValueError: If a prior is improper, and cannot be drawn from.
+            SiteError: If a distribution cannot be drawn from: an improper prior, or one without a
+                sampler.
+            ValueError: If the pair or the data is missing.
         """
         check_count("draws", draws)
         with isolated(seed, self._dtype):
             pair, bound = self._prepared(data)
             sites = trace_sites(pair, bound, "model", Unobserve())
-            improper = [s.name for s in sites.values() if s.distribution == "ImproperUniform"]
-            if improper:
-                msg = f"the prior of {', '.join(improper)} is improper: it cannot be drawn from."
-                raise ValueError(msg)
             observed = [n for n in sites if n in self.observed]
             unseen = [n for n, s in sites.items() if s.kind in ("latent", "discrete")]
             latents = [n for n in unseen if n not in observed]
+            _check_drawable(sites, latents + observed)
             drawn = map_draws(
                 lambda _: _run(pair, bound, {}, latents + observed, unobserve=True),
                 {},
@@ -335,7 +344,7 @@ class Posterior:
 
         Groups: posterior, sample_stats, prior, prior_predictive, posterior_predictive,
         log_likelihood and observed_data. Those that need the pair are left out where it is
-        missing; the prior ones also where a prior is improper.
+        missing; the prior and predictive ones also where a distribution cannot be drawn from.
 
         Args:
             predictive_draws: Draws of the prior and in each chain of the posterior predictive.
@@ -559,6 +568,13 @@ def _check_shapes(draws: Mapping[str, torch.Tensor], sites: Mapping[str, Site]) 
             )
 
 
+def _check_drawable(sites: Mapping[str, Site], names: Iterable[str]) -> None:
+    """Refuse sites whose distributions cannot be drawn from."""
+    for name in names:
+        if not sites[name].drawable:
+            raise not_drawable(sites[name])
+
+
 def _first_rows(posterior: Posterior) -> dict[str, Any]:
     data = dict(posterior.data or {})
     sizes = [len(v) for v in data.values() if isinstance(v, torch.Tensor) and v.ndim]
@@ -592,6 +608,6 @@ def _run(
     replay = Replay(values, wanted)
     unobserved = Unobserve() if unobserve else contextlib.nullcontext()
     with torch.no_grad(), unchecked(), drawing(), AnswerParams(pair), replay:
-        with StartValues(), unobserved:
+        with DrawSimplices(), StartValues(), unobserved:
             model_of(pair)(**data)
     return replay.found

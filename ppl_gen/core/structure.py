@@ -23,6 +23,7 @@ from ppl_gen.core.errors import SiteError
 from ppl_gen.core.params import AnswerParams
 
 __all__ = [
+    "DrawSimplices",
     "Kind",
     "Plate",
     "Site",
@@ -31,6 +32,7 @@ __all__ = [
     "drawing",
     "enumerated",
     "kind_of",
+    "not_drawable",
     "not_enumerable",
     "site_bijection",
     "trace_sites",
@@ -73,6 +75,7 @@ class Site:
         distribution: The distribution's name, for messages.
         value: The value of that run.
         enumerable: Whether its distribution has a finite support that can be enumerated.
+        drawable: Whether its distribution can be drawn from.
     """
 
     name: str
@@ -84,6 +87,7 @@ class Site:
     distribution: str
     value: torch.Tensor
     enumerable: bool = False
+    drawable: bool = True
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -118,8 +122,24 @@ def kind_of(msg: Mapping[str, Any]) -> Kind:
         return "factor" if isinstance(_base(function), dist.Unit) else "observed"
     if msg["infer"].get("is_auxiliary"):
         return "auxiliary"
-    discrete = getattr(function.support, "is_discrete", False) or function.has_enumerate_support
+    support = _support(msg["name"], function)
+    discrete = getattr(support, "is_discrete", False) or function.has_enumerate_support
     return "discrete" if discrete else "latent"
+
+
+def _support(name: str, function: Any) -> constraints.Constraint:
+    """Return the support of a site's distribution, which has to say what it is."""
+    try:
+        support: constraints.Constraint = function.support
+    except NotImplementedError as error:
+        kind = type(_base(function)).__name__
+        raise SiteError(
+            name,
+            expected="a distribution that says by its `support` which values it has",
+            got=f"{kind}, which does not",
+            remedy=f"Give a subclass of {kind} a `support`, such as constraints.real, and use it.",
+        ) from error
+    return support
 
 
 def _base(function: Any) -> Any:
@@ -150,6 +170,17 @@ def not_enumerable(site: Site) -> SiteError:
         expected="a discrete latent with finitely many values, to be summed out",
         got=f"{site.distribution}, which has no end",
         remedy="Sum it out by hand, truncate it to a Categorical, or sample it in a guide.",
+    )
+
+
+def not_drawable(site: Site) -> SiteError:
+    """Return the error for a site whose distribution cannot be drawn from."""
+    improper = site.distribution == "ImproperUniform"
+    return SiteError(
+        site.name,
+        expected="a distribution that can be drawn from",
+        got=f"{site.distribution}, which {'is improper' if improper else 'has no sampler'}",
+        remedy="Give it a proper prior." if improper else "Write its method `sample`.",
     )
 
 
@@ -247,6 +278,25 @@ def _has_no_sampler(function: Any) -> bool:
     return issubclass(kind, plain) and kind.sample is plain.sample and kind.rsample is plain.rsample
 
 
+class DrawSimplices(Messenger):
+    """Draws from Dirichlet and beta distributions by the operator that theirs calls.
+
+    It calls that from a class of autograd's, which `torch.func.vmap` refuses.
+    """
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        base = _base(msg["fn"])
+        if msg["value"] is not None or not isinstance(base, dist.Beta | dist.Dirichlet):
+            return
+        shape = msg["fn"].shape()
+        if isinstance(base, dist.Beta):
+            both = torch.stack([base.concentration1, base.concentration0], dim=-1)
+            msg["value"] = torch._sample_dirichlet(both.expand(*shape, 2))[..., 0]
+        else:
+            msg["value"] = torch._sample_dirichlet(base.concentration.expand(shape))
+        msg["done"] = True
+
+
 class Unobserve(Messenger):
     """Draws observed sites from their distributions instead of taking the data."""
 
@@ -273,6 +323,10 @@ class _Record(Messenger):
                 self.subsampled.append(msg["name"])
             return
         function: TorchDistributionMixin = msg["fn"]
+        try:
+            support = function.support
+        except NotImplementedError:  # which an observed site does without
+            support = constraints.dependent
         value = msg["value"]
         if not isinstance(value, torch.Tensor):
             raise SiteError(
@@ -289,7 +343,7 @@ class _Record(Messenger):
             shape=tuple(value.shape),
             # Pyro takes every axis of a deterministic value for an event axis.
             event_dim=0 if kind == "deterministic" else function.event_dim,
-            support=function.support,
+            support=support,
             plates=tuple(
                 Plate(f.name, f.dim, int(f.size), int(f.full_size or f.size))
                 for f in reversed(msg["cond_indep_stack"])
@@ -297,6 +351,7 @@ class _Record(Messenger):
             distribution=type(_base(function)).__name__,
             value=value.detach(),
             enumerable=function.has_enumerate_support,
+            drawable=not _has_no_sampler(_base(function)),
         )
 
 
@@ -310,6 +365,13 @@ def _check_density(msg: Mapping[str, Any]) -> None:
     name, function, value = msg["name"], msg["fn"], msg["value"]
     try:
         log_prob = function.log_prob(value)
+    except NotImplementedError as error:
+        raise SiteError(
+            name,
+            expected="a distribution with a log density",
+            got=f"{type(_base(function)).__name__}, which has none{_because(error)}",
+            remedy="Its class needs a method `log_prob`; or observe another one.",
+        ) from error
     except ValueError as error:
         if "support" not in str(error):
             raise
@@ -344,6 +406,10 @@ def _check_density(msg: Mapping[str, Any]) -> None:
         got=f"shape {got} for values of shape {tuple(value.shape)}",
         remedy="Axes that are no plates need .to_event(...); a column (n, 1) needs x[:, 0].",
     )
+
+
+def _because(error: Exception) -> str:
+    return f": {error}" if str(error) else ""
 
 
 def _trimmed(shape: Sequence[int]) -> tuple[int, ...]:

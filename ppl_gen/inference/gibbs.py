@@ -11,7 +11,7 @@ import torch
 from torch.distributions import Distribution, transforms
 
 from ppl_gen.core import LogDensity, Posterior, Problem, Result, SiteError
-from ppl_gen.core.discrete import draw_discrete
+from ppl_gen.core.discrete import draw_discrete, enumeration_dim, run_enumerated
 from ppl_gen.core.draws import map_draws
 from ppl_gen.core.errors import check_count, unknown
 from ppl_gen.core.log_density import log_joint
@@ -158,6 +158,7 @@ class Gibbs:
             prepared=problem.prepared,
         )
         blocks = _conditionals(density)
+        _check_scales(density)
         with (
             default_dtype(self.dtype),
             unchecked(),
@@ -429,7 +430,8 @@ def _latents(density: LogDensity) -> dict[str, Site]:
 
 def _start(density: LogDensity, chains: int, init: Init) -> Values:
     """Return values of all latent sites to start from, (chain, *site)."""
-    from ppl_gen.inference.mcmc.init import eagerly, start_points
+    from ppl_gen.core.evaluation import eagerly
+    from ppl_gen.inference.mcmc.init import start_points
 
     points, _, _ = start_points(density, eagerly(density), chains, init)
     values = density.constrain(points.to(density.device, density.dtype))
@@ -496,6 +498,28 @@ def _conditionals(density: LogDensity) -> Mapping[str, Conditional]:
                 remedy="Give one for each latent site, discrete ones included.",
             )
     return blocks
+
+
+def _check_scales(density: LogDensity) -> None:
+    """Refuse scaled discrete latents: with them drawn, the others have another posterior.
+
+    A scale stands outside of the sum over a discrete latent in the density that every method has:
+    a power of the sum is not the sum of the powers.
+    """
+    first_dim = enumeration_dim(density.model_sites)
+    if first_dim is None:
+        return
+    values = Replay({name: site.value for name, site in density.sites.items()})
+    with torch.no_grad(), unchecked(), AnswerParams(density.pair):
+        run = run_enumerated(model_of(density.pair), density.data, first_dim, values)
+    for name, factor in run.factors.items():
+        if run.depends(factor) and not bool((torch.as_tensor(factor.scale) == 1).all()):
+            raise SiteError(
+                name,
+                expected="no scale where discrete latents take part, which Gibbs draws",
+                got=f"a scale of {factor.scale}",
+                remedy="Take NUTS(), which sums them out, or leave out poutine.scale.",
+            )
 
 
 def _elementwise(density: LogDensity, name: str) -> Any:

@@ -159,6 +159,30 @@ def test_batched_values_and_gradients_equal_single_ones() -> None:
     torch.testing.assert_close(batched, single)
 
 
+def test_one_matrix_that_cannot_be_factored_says_nothing_of_the_others() -> None:
+    runs = []
+
+    def model() -> None:
+        runs.append(None)
+        x = pyro.sample("x", dist.Normal(0.0, 0.1))
+        pyro.factor("f", torch.linalg.cholesky(torch.eye(2) * (1 - x))[0, 0])
+
+    density = LogDensity(model, {})
+    good = torch.tensor([[0.0], [0.5], [-1.0], [0.2]], dtype=torch.float64)
+    bad = good.clone()
+    bad[1] = 2.0
+    for vectors in (good, bad, good):
+        runs.clear()
+        if vectors is bad:
+            with pytest.raises(torch.linalg.LinAlgError):
+                density.log_prob(vectors)
+            continue
+        scale = torch.tensor(0.1, dtype=torch.float64)
+        expected = dist.Normal(0.0, scale).log_prob(vectors[:, 0]) + (1 - vectors[:, 0]).sqrt()
+        torch.testing.assert_close(density.log_prob(vectors), expected)
+        assert len(runs) <= 2  # all of them, and the first time one to compare with
+
+
 def test_a_model_that_branches_on_a_value_runs_draw_by_draw() -> None:
     def model() -> None:
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -429,6 +453,33 @@ def test_eight_schools_evidence_by_quadrature() -> None:
     evidence = torch.logsumexp(torch.stack(terms), 0) + math.log(16 / 40)
     assert evidence == pytest.approx(-31.31135, abs=2e-3)
     assert sigma.shape == y.shape
+
+
+def test_a_distribution_without_a_support_is_named() -> None:
+    """Some of Pyro's do not say which values they have."""
+
+    def scale_mixture() -> Any:
+        return dist.GaussianScaleMixture(torch.ones(2), torch.zeros(2), torch.tensor([1.0, 2.0]))
+
+    def latent() -> None:
+        pyro.sample("z", scale_mixture())
+
+    expected = r"site 'z': .* `support` .* got GaussianScaleMixture, which does not"
+    with pytest.raises(SiteError, match=expected):
+        LogDensity(latent, {})
+
+    def observed(y: torch.Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("y", scale_mixture(), obs=y - mean)
+
+    y = torch.tensor([0.3, -0.5], dtype=torch.float64)
+    density = LogDensity(observed, {"y": y})
+    normals = [dist.Normal(torch.zeros(2), s).to_event(1) for s in (1.0, 2.0)]
+    mixture = torch.stack([normal.log_prob(y).double() for normal in normals]).logsumexp(0)
+    prior = normals[0].log_prob(torch.zeros(2))
+    torch.testing.assert_close(
+        density.log_prob(torch.zeros(2)), mixture - math.log(2) + prior, check_dtype=False
+    )
 
 
 def test_a_discrete_latent_without_end_is_refused() -> None:

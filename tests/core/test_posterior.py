@@ -1,11 +1,12 @@
 """What a posterior offers: predictive draws, log-likelihoods, local latents, ArviZ, summaries."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions import TorchDistribution
 from torch import nn
 
 from ppl_gen import Pair, fit
@@ -183,9 +184,64 @@ def test_improper_priors_have_no_prior_group() -> None:
             pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
     result = fit(model, {"y": Y}, SVI(steps=5, draws=5), progress=False)
-    with pytest.raises(ValueError, match="prior of z is improper"):
+    with pytest.raises(SiteError, match=r"'z': .* drawn from, got ImproperUniform, which is imp"):
         result.prior()
     assert not hasattr(result.to_arviz(predictive_draws=3), "prior")
+
+
+class Triangle(TorchDistribution):
+    """A density on the unit interval that nobody wrote a sampler for."""
+
+    support = dist.constraints.unit_interval
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, batch_shape: Any = ()) -> None:
+        super().__init__(torch.Size(batch_shape), validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "Triangle":
+        return Triangle(batch_shape)
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        return torch.log(2 * value).expand(self.batch_shape)
+
+
+@pytest.mark.parametrize("where", ["prior", "data"])
+def test_a_density_without_a_sampler_has_no_draws(where: str) -> None:
+    def model(y: torch.Tensor) -> None:
+        z = pyro.sample("z", Triangle() if where == "prior" else dist.Beta(2.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", Triangle() if where == "data" else dist.Normal(z, 1.0), obs=y)
+
+    y = torch.tensor([0.2, 0.7])
+    result = fit(model, {"y": y}, NUTS(chains=2, draws=5, warmup=5), progress=False)
+    site = "z" if where == "prior" else "y"
+    with pytest.raises(SiteError, match=rf"'{site}': .* got Triangle, which has no sampler"):
+        result.prior(3)
+    groups = result.to_arviz(predictive_draws=3)
+    assert not hasattr(groups, "prior")
+    if where == "data":
+        with pytest.raises(SiteError, match=r"'y'.*has no sampler"):
+            result.predict(draws=3)
+        assert not hasattr(groups, "posterior_predictive")
+    else:
+        assert result.predict(draws=3)["y"].shape == (2, 3, 2)
+
+
+def test_prior_and_predictive_draws_are_made_together() -> None:
+    runs = []
+
+    def model(y: torch.Tensor) -> None:
+        runs.append(None)
+        scale = pyro.sample("scale", dist.HalfCauchy(1.0))
+        mean = pyro.sample("mean", dist.Normal(0.0, scale))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.StudentT(4.0, mean, 1.0), obs=y)
+
+    result = fit(model, {"y": Y}, SVI(steps=5, draws=100), progress=False)
+    for draw in (lambda: result.prior(100), lambda: result.predict(draws=100)):
+        runs.clear()
+        draw()
+        assert len(runs) <= 4  # the sites, one draw, and all of them
 
 
 class Logs(Pair):

@@ -17,6 +17,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
+from pyro.ops.indexing import Vindex
 from scipy import stats
 
 import ppl_gen as pg
@@ -465,6 +467,64 @@ def test_a_run_in_a_folder(short: pg.Posterior, tmp_path: Path) -> None:
     assert torch.equal(pg.load(tmp_path / "run")["locs"], short["locs"])
 
 
+def test_a_run_in_a_folder_grows(short: pg.Posterior, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    longer = dataclasses.replace(SHORT, draws=65)
+    whole = fit(PAIR, DATA, longer, seed=4, progress=False)
+    fit(PAIR, DATA, SHORT, seed=4, progress=False, out=out)
+    again = fit(PAIR, DATA, SHORT, seed=4, progress=False, out=out, resume=True)
+    assert again.num_draws == 40
+    grown = fit(PAIR, DATA, longer, seed=4, progress=False, out=out, resume=True)
+    for posterior in (grown, pg.load(out)):
+        for name in short.draws:
+            assert torch.equal(posterior[name], whole[name]), name
+    fit(PAIR, DATA, longer, seed=4, progress=False, out=out, resume=True)
+    with pytest.raises(ValueError, match="option 'draws' was 65, is 40"):
+        fit(PAIR, DATA, SHORT, seed=4, progress=False, out=out, resume=True)
+
+
+class Coins(Pair):
+    """Tosses of two coins of unknown bias, and which coin each was of."""
+
+    def __init__(self, scale: float, where: str) -> None:
+        super().__init__()
+        self.scale = scale
+        self.where = where
+
+    def model(self, x: torch.Tensor) -> None:
+        with poutine.scale(scale=self.scale if self.where == "prior" else 1.0):
+            bias = pyro.sample("bias", dist.Beta(torch.ones(2), 1.0).to_event(1))
+        with poutine.scale(scale=self.scale if self.where == "plate" else 1.0):
+            with pyro.plate("data", len(x)):
+                coin = pyro.sample("coin", dist.Categorical(torch.ones(2)))
+                pyro.sample("x", dist.Bernoulli(Vindex(bias)[coin]), obs=x)
+
+    def conditionals(self, x: torch.Tensor) -> dict[str, Any]:
+        scale = self.scale if self.where == "plate" else 1.0
+
+        def bias(values: Any) -> Any:
+            heads = torch.nn.functional.one_hot(values["coin"], 2).to(x.dtype) * x.unsqueeze(-1)
+            tails = torch.nn.functional.one_hot(values["coin"], 2).to(x.dtype) - heads
+            return dist.Beta(1 + scale * heads.sum(-2), 1 + scale * tails.sum(-2)).to_event(1)
+
+        def coin(values: Any) -> Any:
+            bias = values["bias"].unsqueeze(-2)
+            logits = torch.where(x.unsqueeze(-1) > 0, bias.log(), (1 - bias).log())
+            return dist.Categorical(logits=scale * logits)
+
+        return {"bias": bias, "coin": coin}
+
+
+def test_scaled_discrete_latents_are_refused() -> None:
+    data = {"x": torch.tensor([1.0, 0.0, 1.0])}
+    method = Gibbs(chains=2, draws=5, warmup=5)
+    with pytest.raises(SiteError, match=r"'coin': expected no scale.* got a scale of 3.0.*NUTS"):
+        fit(Coins(3.0, "plate"), data, method, progress=False)
+    # A scale of what the discrete latents take no part in is as good as any other density.
+    for pair in (Coins(1.0, "plate"), Coins(3.0, "prior")):
+        assert fit(pair, data, method, progress=False)["bias"].shape == (2, 5, 2)
+
+
 def test_full_covariance_of_one_dimension_is_diagonal() -> None:
     pair = GaussianMixture(3, 1, covariance="full")
     method = Gibbs(chains=2, draws=5, warmup=5)
@@ -497,6 +557,15 @@ def test_ctrl_c_returns_whole_chains() -> None:
     assert posterior.sample_stats["lp"].shape == (4, 10)
     with pytest.raises(ValueError, match="interrupted"):
         posterior.extend(5)
+
+
+def test_an_interrupted_run_in_a_folder_cannot_go_on(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    method = Gibbs(warmup=20)
+    fit(stop_at(31), {"x": X}, method, progress=False, out=out)
+    assert pg.load(out).num_draws == 10
+    with pytest.raises(ValueError, match="interrupted, and Gibbs has kept nothing to go on from"):
+        fit(stop_at(31), {"x": X}, method, progress=False, out=out, resume=True)
 
 
 def test_ctrl_c_in_warmup_says_that_there_is_nothing_to_keep() -> None:

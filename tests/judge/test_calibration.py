@@ -217,7 +217,7 @@ def unobserved() -> None:
     ("model", "message"),
     [
         (with_factor, "site 'weight': expected a model that data can be drawn from"),
-        (improper, "the prior of mean is improper"),
+        (improper, "site 'mean': expected a distribution that can be drawn from"),
         (endless, "site 'count': expected a discrete latent with finitely many values"),
         (unobserved, "the model observes nothing"),
     ],

@@ -16,7 +16,7 @@ import ppl_gen.models
 from ppl_gen.core import LogDensity
 from ppl_gen.core.pair import pair_config
 from ppl_gen.core.structure import Unobserve, trace_sites
-from ppl_gen.inference import HMC, NUTS, SVI
+from ppl_gen.inference import HMC, NUTS, SVI, Gibbs, RandomWalk
 from ppl_gen.models import (
     BayesianLinearRegression,
     BayesianLogisticRegression,
@@ -80,7 +80,14 @@ METHODS = {
     "full_rank": SVI(guide="full_rank", steps=3, draws=4),
     "hmc": HMC(chains=2, draws=4, warmup=3, trajectory_length=0.2),
     "nuts": NUTS(chains=2, draws=4, warmup=3, max_tree_depth=3),
+    "random walk": RandomWalk(chains=2, draws=4, warmup=3),
+    "gibbs": Gibbs(chains=2, draws=4, warmup=3),
 }
+
+
+def has_conditionals(case: Case) -> bool:
+    # Those of a correlation matrix are not conjugate.
+    return hasattr(case.pair, "conditionals") and "correlation_cholesky" not in case.latents
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES)
@@ -178,6 +185,10 @@ def test_check_finds_nothing(case: Case) -> None:
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_every_method_with_the_same_call(case: Case, method: Any) -> None:
+    if isinstance(method, Gibbs) and not has_conditionals(case):
+        with pytest.raises(ValueError, match="conditionals"):
+            pg.fit(case.pair, case.data, method, progress=False)
+        return
     before = {name: value.clone() for name, value in case.pair.state_dict().items()}
     posterior = pg.fit(case.pair, case.data, method, seed=1, progress=False)
     chains = getattr(method, "chains", 1)

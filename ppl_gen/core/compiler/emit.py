@@ -51,7 +51,7 @@ def emit(scheduled: Schedule) -> Source:
 
     The function `log_density(context, positions, values, gradients)` takes one vector for each
     lane, row by row, in double precision; the context holds the pointers to workspace, constants
-    and tables.
+    and tables. `log_densities(context, calls, ...)` takes the vectors of several such calls.
     """
     writer = _Writer(scheduled)
     functions = [
@@ -79,6 +79,12 @@ extern "C" void log_density(void** context, const double* positions, double* val
     for (long d = 0; d < {dim}; ++d)
         for (int l = 0; l < W; ++l)
             gradients[l * {dim} + d] = get(M[{at_gradient} + d * {gradient.strides[0]}], l);
+}}
+
+extern "C" void log_densities(void** context, long calls, const double* positions, double* values,
+                              double* gradients) {{
+    for (long n = 0; n < calls; ++n)
+        log_density(context, positions + n * W * {dim}, values + n * W, gradients + n * W * {dim});
 }}
 """
     text = _HEAD + "\n".join(functions) + main

@@ -34,6 +34,8 @@ _QUOTIENT = "{0} / {1}"
 _QUOTIENT_BY_NUMBER = re.compile(r"^\{0\} / splat\(([-+.e\d]+)\)$")
 # A reciprocal is worth its division where it serves at least so many.
 _FEW = 4
+# Fewer numbers may be equal by chance, and data of another pattern are to share the compiled file.
+_MANY = 16
 
 
 def simplify(program: Program) -> None:
@@ -110,7 +112,7 @@ class _Simplification:
         if storage not in self._uniform:
             values = storage.values
             assert values is not None
-            equal = storage.size > 0 and bool((values == values[0]).all())
+            equal = storage.size >= _MANY and bool((values == values[0]).all())
             self._uniform[storage] = constant(values[:1].clone()).storage if equal else None
         return self._uniform[storage]
 

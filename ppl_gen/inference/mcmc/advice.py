@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -53,6 +53,7 @@ def advice(
     target_accept: float = 0.8,
     max_tree_depth: int | None = None,
     improper: Collection[str] = (),
+    abandoned: Sequence[float] = (),
 ) -> tuple[str, ...]:
     """Say what is wrong with the draws of Markov chains and what to do, the worst first.
 
@@ -67,6 +68,8 @@ def advice(
         target_accept: Mean acceptance that the step size was tuned to.
         max_tree_depth: The option of `NUTS`; None for other methods.
         improper: Names of the sites whose prior is improper.
+        abandoned: By chain, the log of the most that the region weighs that it was taken out of
+            in its warm-up, relative to that of others; 0 where it was not.
 
     Returns:
         One or two sentences for each kind of trouble; none where there is none.
@@ -87,6 +90,7 @@ def advice(
         None if drifting else _too_few(scalars),
         None if drifting else _cut_off(sample_stats.get("tree_depth"), max_tree_depth),
         _slow_energy(sample_stats.get("energy")),
+        _left_out(np.array(abandoned)),
         _few_chains(scalars.values.shape[0]),
     ]
     return tuple(text for text in found if text)
@@ -295,6 +299,24 @@ def _slow_energy(energy: torch.Tensor | None) -> str | None:
         "the tails are explored slowly. Write the hierarchy non-centred, or give scales priors "
         "with lighter tails."
     )
+
+
+def _left_out(log_weights: Array) -> str | None:
+    """Say which chains were taken out of regions that the draws leave out."""
+    if not log_weights.any():
+        return None
+    restarted = np.flatnonzero(log_weights)
+    largest = log_weights[restarted].max()
+    return (
+        f"{_list('Chain', restarted + 1)}, half-way through the warm-up, {_were(restarted)} where "
+        f"the posterior has no weight, at most about e{largest:.0f} times that of where others "
+        "were, and started again from there: the draws leave out what was found. Fewer than 4 "
+        "chains are not compared, and show it."
+    )
+
+
+def _were(chains: NDArray[np.intp]) -> str:
+    return "was" if len(chains) == 1 else "were"
 
 
 def _few_chains(chains: int) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import signal
 import threading
@@ -16,9 +15,10 @@ from typing import Protocol
 import torch
 from threadpoolctl import threadpool_limits
 
+from ppl_gen.core.compiler.compiled import processors
 from ppl_gen.inference.mcmc.metric import Kind, Rule
 from ppl_gen.inference.mcmc.state import Phase, State
-from ppl_gen.inference.mcmc.warmup import Stage, update_metric
+from ppl_gen.inference.mcmc.warmup import Stage, compare, meeting, update_metric
 
 __all__ = ["Driver", "Engine", "Sink"]
 
@@ -89,12 +89,14 @@ class Driver:
         self.engine = engine
         self.state = state
         self.stages = {stage.stop: stage for stage in stages}
+        self.meeting = meeting(stages, int((state.phase != Phase.DONE).sum()))
         self.first = state.warmup + state.thinning
         self.last = state.warmup + draws * state.thinning
         self.metric: Kind = metric
         self.rule: Rule = rule
         self.sink = sink
         self.first_draw_at: float | None = None
+        self._have_met = False
         self._stopped = threading.Event()
         self._interrupted = False
         self._failure: BaseException | None = None
@@ -133,11 +135,12 @@ class Driver:
         one_each = threadpool_limits(1, "blas") if wide else contextlib.nullcontext()
         with one_each, self._deferred_interrupt():
             while not self._interrupted and (groups := self._unfinished()):
+                self._meet()
                 pending: queue.SimpleQueue[int] = queue.SimpleQueue()
                 for group in groups:
                     pending.put(group)
                 self._stopped.clear()
-                count = min(len(groups), _processors())
+                count = min(len(groups), processors())
                 self._do([partial(self._work, pending)] * count, report)
                 self._do([self.sink.rest], report)
         return self._interrupted and bool(self._unfinished())
@@ -166,6 +169,22 @@ class Driver:
         size = self.engine.group_size
         done = (self.state.phase == Phase.DONE).view(-1, size).all(dim=-1)
         return [group for group, all_done in enumerate(done.tolist()) if not all_done]
+
+    def _meet(self) -> None:
+        """Compare the chains once all of them wait where they meet, and let them go on.
+
+        A run that is resumed just then compares them again, to no effect; one of which a chain has
+        gone on already must not, because it would compare others.
+        """
+        if self.meeting is None or self._have_met:
+            return
+        phase, ahead = self.state.phase, self.state.transition - self.meeting.stop
+        going = (phase != Phase.DONE).nonzero().squeeze(-1)
+        if bool(((ahead > 0) | (ahead == 0) & (phase <= Phase.MOVING)).any()):
+            self._have_met = True
+        elif bool((ahead[going] == 0).all()):
+            compare(self.state, going.tolist(), self.meeting.window)
+            self._have_met = True
 
     def _do(self, tasks: list[Callable[[], None]], report: Callable[[], None]) -> None:
         """Do tasks, each in a thread of its own, until all have come to their end."""
@@ -217,14 +236,14 @@ class Driver:
                 pending.put(group)
 
     def _serve(self, group: int) -> bool:
-        """Serve the chains of a group that wait; return whether any is still to go on."""
+        """Serve the chains of a group that wait; return whether any goes on."""
         size = self.engine.group_size
         members = range(group * size, (group + 1) * size)
         phases = self.state.phase[members.start : members.stop].tolist()
         for chain, phase in zip(members, phases, strict=True):
             if phase == Phase.WAITING:
                 self._serve_chain(chain)
-        return bool((self.state.phase[members.start : members.stop] != Phase.DONE).any())
+        return bool((self.state.phase[members.start : members.stop] <= Phase.MOVING).any())
 
     def _serve_chain(self, chain: int) -> None:
         state = self.state
@@ -237,9 +256,12 @@ class Driver:
             state.phase[chain] = Phase.DONE
             return
         stage = self.stages.get(made)
-        if stage is not None:
+        if stage is not None and state.next_stop[chain] == made:
             update_metric(state, chain, stage.window, self.metric, self.rule)
             state.next_stop[chain] = self._next_stop(chain)
+        if stage is not None and stage == self.meeting and not self._have_met:
+            return
+        if stage is not None:
             # Later metrics differ so little that starting again costs more than it gains.
             if made == min(self.stages):
                 self.engine.begin_search(chain)
@@ -255,9 +277,3 @@ class Driver:
         made = int(self.state.transition[chain])
         stops = [*self.stages, self.state.warmup, self.first, self.last]
         return min(stop for stop in stops if stop > made)
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

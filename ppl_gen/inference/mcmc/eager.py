@@ -142,11 +142,13 @@ class EagerEngine:
     @torch.no_grad()
     def begin_search(self, chain: int) -> None:
         """Let a chain look for a step size and go on."""
+        self._state.check_room(chain)
         self._begin_search(torch.tensor([chain], device=self._state.key.device))
 
     @torch.no_grad()
     def begin_transition(self, chain: int) -> None:
         """Let a chain go on."""
+        self._state.check_room(chain)
         self._state.phase[chain] = Phase.MOVING
         self._begin_transition(torch.tensor([chain], device=self._state.key.device))
 
@@ -372,6 +374,7 @@ class EagerEngine:
         place = s.remembered[c] % s.memory
         s.window_positions[c, place] = s.tree_position[c]
         s.window_gradients[c, place] = s.tree_gradient[c]
+        s.window_log_probs[c, place] = s.tree_log_prob[c]
         s.remembered[c] += 1
 
     def _keep_draw(self, c: torch.Tensor, acceptance: torch.Tensor) -> None:

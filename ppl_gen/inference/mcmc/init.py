@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import torch
 
 from ppl_gen.core import LogDensity
+from ppl_gen.core.evaluation import Evaluate
 from ppl_gen.core.params import AnswerParams
 from ppl_gen.core.scope import unchecked
 from ppl_gen.core.structure import StartValues, trace_sites
@@ -18,26 +18,13 @@ from ppl_gen.inference.start import not_finite_at_start
 if TYPE_CHECKING:
     from ppl_gen.core import Posterior
 
-__all__ = ["Evaluate", "Init", "eagerly", "first_metric", "start_points"]
+__all__ = ["Init", "first_metric", "start_points"]
 
-Evaluate: TypeAlias = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 Init: TypeAlias = "Literal['uniform', 'prior', 'map'] | Posterior"
 
 _ATTEMPTS = 100
 _APPROACH_STEPS = 100
 _FAR_OUT = 1000.0
-
-
-def eagerly(density: LogDensity) -> Evaluate:
-    """Return a function from vectors (n, dim) to values (n,) and gradients, without compiling."""
-
-    def evaluate(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        leaf = vectors.detach().clone().to(density.device, density.dtype).requires_grad_()
-        values = density.log_prob(leaf)
-        (gradients,) = torch.autograd.grad(values.sum(), leaf)
-        return values.detach().cpu().double(), gradients.cpu().double()
-
-    return evaluate
 
 
 def start_points(

@@ -87,7 +87,9 @@ class NUTS(Chains):
 
     Multinomial NUTS with the generalised criterion, many chains at once, none waiting for another.
     One transition in 20, chosen at random, makes smaller steps, so that a chain in a narrow place,
-    where the usual step diverges, comes out again.
+    where the usual step diverges, comes out again. Half-way through the warm-up four or more chains
+    are compared: one that is where the posterior has no weight starts again from where another one
+    is, and `posterior.warnings` says so.
     The log density is compiled to machine code; where that is not possible, a warning says why and
     the eager engine runs. All parameters of the pair are constants.
 

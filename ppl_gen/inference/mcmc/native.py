@@ -58,10 +58,12 @@ class NativeEngine:
 
     def begin_search(self, chain: int) -> None:
         """Let a chain look for a step size and go on."""
+        self._state.check_room(chain)
         self._library.begin_search(ctypes.byref(self._struct), chain)
 
     def begin_transition(self, chain: int) -> None:
         """Let a chain go on."""
+        self._state.check_room(chain)
         self._library.begin_transition(ctypes.byref(self._struct), chain)
 
 

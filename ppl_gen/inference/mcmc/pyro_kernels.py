@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ppl_gen.core import LogDensity, Problem, Result
-from ppl_gen.inference.mcmc.init import eagerly, start_points
+from ppl_gen.core.evaluation import eagerly
+from ppl_gen.inference.mcmc.init import start_points
 from ppl_gen.inference.mcmc.state import Kernel
 from ppl_gen.inference.progress import ProgressBar
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +13,13 @@ import torch
 from ppl_gen.core import LogDensity, Posterior, Problem, Result
 from ppl_gen.core.archive import StoredDraws
 from ppl_gen.core.arguments import move
-from ppl_gen.core.compiler.compiled import CannotCompile, CompiledLogDensity, NoCompiler
+from ppl_gen.core.evaluation import Evaluate, compiled, eagerly
 from ppl_gen.core.posterior import Outline
 from ppl_gen.core.scope import isolated
 from ppl_gen.core.store import RESUME, Run, chains_of
 from ppl_gen.inference.mcmc.advice import advice
 from ppl_gen.inference.mcmc.driver import Driver, Engine
-from ppl_gen.inference.mcmc.init import Evaluate, eagerly, first_metric, start_points
+from ppl_gen.inference.mcmc.init import first_metric, start_points
 from ppl_gen.inference.mcmc.metric import Kind
 from ppl_gen.inference.mcmc.progress import ChainProgress
 from ppl_gen.inference.mcmc.state import Kernel, MetricKind, Phase, State, Statistic, new_state
@@ -81,27 +80,28 @@ def run(method: Chains, problem: Problem) -> Result:
     previous = problem.previous
     if previous is not None:
         check_same(density, previous)
-        if int(previous.checkpoint["written"].min()) >= method.draws:
+        # One that was killed after its last draw has still to be finished.
+        if int(previous.checkpoint["written"].min()) >= method.draws and not previous.interrupted:
             return Result(draws=previous.draws)
     began = time.perf_counter()
     with announced("compiling the log density", enabled=problem.progress):
-        compiled = _compile(density, method)
+        wanted = method.engine == "compiled"
+        lanes = _lanes(method.chains, density.dim)
+        native = compiled(density, lanes) if wanted else None
     compile_seconds = time.perf_counter() - began
-    name = "eager" if compiled is None else "compiled"
+    name = "eager" if native is None else "compiled"
     kind = method.metric_for(density.dim)
-    state = _new_state(density, method, kind, 1 if compiled is None else compiled.lanes)
+    state = _new_state(density, method, kind, 1 if native is None else native.lanes)
     if previous is None:
-        _first_state(
-            state, density, method, kind, eagerly(density) if compiled is None else compiled
-        )
+        _first_state(state, density, method, kind, eagerly(density) if native is None else native)
     else:
         _check_engine(name, previous)
         restore(state, previous.checkpoint)
     engine: Engine
-    if compiled is not None:
+    if native is not None:
         from ppl_gen.inference.mcmc.native import NativeEngine
 
-        engine = NativeEngine(compiled, state)
+        engine = NativeEngine(native, state)
     else:
         from ppl_gen.inference.mcmc.eager import EagerEngine
 
@@ -235,23 +235,9 @@ def _check_engine(engine: str, previous: Posterior) -> None:
         raise ValueError(msg)
 
 
-def _compile(density: LogDensity, method: Chains) -> CompiledLogDensity | None:
-    """Return the compiled density, or None, with a warning, where there is none to be had."""
-    if method.engine != "compiled" or density.device.type != "cpu":
-        return None
-    lanes = 8 if method.chains > 4 else 4 if density.dim <= _MANY else 2
-    points = 4 * torch.rand(4, density.dim, dtype=torch.float64) - 2
-    try:
-        compiled = CompiledLogDensity(density, points[0], lanes)
-        compiled.check(points)
-    except (CannotCompile, NoCompiler) as reason:
-        warnings.warn(
-            f"the model runs on the eager engine, which is much slower: {reason}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
-    return compiled
+def _lanes(chains: int, dim: int) -> int:
+    """Return how many chains are computed side by side."""
+    return 8 if chains > 4 else 4 if dim <= _MANY else 2
 
 
 def _new_state(density: LogDensity, method: Chains, kind: Kind, lanes: int) -> State:
@@ -326,7 +312,7 @@ def _result(
         divergences=divergences,
         divergence_chain=chains_of(stream.divergences_written.tolist()),
         checkpoint={} if lost else stream.checkpoint(),
-        warnings=_advice(density, method, draws, statistics, divergences),
+        warnings=_advice(density, method, draws, statistics, divergences, stream.state.abandoned),
         facts=facts,
     )
 
@@ -337,6 +323,7 @@ def _advice(
     draws: Mapping[str, torch.Tensor],
     statistics: Mapping[str, torch.Tensor],
     divergences: Mapping[str, torch.Tensor],
+    abandoned: torch.Tensor,
 ) -> tuple[str, ...]:
     latents = {site: draws[site] for site in density.sites if not isinstance(draws, StoredDraws)}
     if isinstance(draws, StoredDraws):
@@ -358,4 +345,5 @@ def _advice(
         target_accept=method.target_accept,
         max_tree_depth=getattr(method, "max_tree_depth", None),
         improper=improper,
+        abandoned=abandoned[: method.chains].tolist(),
     )

@@ -292,9 +292,10 @@ struct Chain {
 
     void remember_for_metric() {
         if (s.memory == 0) return;
-        long place = (c * s.memory + s.remembered[c] % s.memory) * dim;
-        copy(s.window_positions + place, of(s.tree_position), dim);
-        copy(s.window_gradients + place, of(s.tree_gradient), dim);
+        long row = c * s.memory + s.remembered[c] % s.memory;
+        copy(s.window_positions + row * dim, of(s.tree_position), dim);
+        copy(s.window_gradients + row * dim, of(s.tree_gradient), dim);
+        s.window_log_probs[row] = s.tree_log_prob[c];
         s.remembered[c] += 1;
     }
 

@@ -102,7 +102,9 @@ class State:
     rank: torch.Tensor
     window_positions: torch.Tensor  # (chains, memory, dim), the last ones, in a ring
     window_gradients: torch.Tensor
+    window_log_probs: torch.Tensor  # (chains, memory)
     remembered: torch.Tensor  # number put there
+    abandoned: torch.Tensor  # log weight of the region it was taken out of; 0: none
 
     # The leapfrog in progress, momenta and forces whitened.
     position: torch.Tensor
@@ -147,6 +149,14 @@ class State:
     divergence_positions: torch.Tensor  # (chains, divergence_capacity, dim)
     divergences: torch.Tensor
 
+    def check_room(self, chain: int) -> None:
+        """Make sure that a chain's next draw has a place, which no engine looks at.
+
+        A chain waits when its places are full, and goes on only by a call of the driver, which is
+        to have taken its draws away.
+        """
+        assert self.kept[chain] < self.chunk, f"the draws of chain {chain} were not taken away"
+
     def struct(self) -> ctypes.Structure:
         """Return the state as the structure that the sampler in C++ reads."""
         values = [getattr(self, field.name) for field in fields(self)]
@@ -188,6 +198,7 @@ _SCALARS = {
     "tree_log_weight",
     "branch_log_prob",
     "branch_log_weight",
+    "abandoned",
 }
 
 
@@ -208,6 +219,7 @@ def new_state(device: torch.device, **options: Any) -> State:
         "stretch": (rank,),
         "window_positions": (options["memory"], dim),
         "window_gradients": (options["memory"], dim),
+        "window_log_probs": (options["memory"],),
         "checkpoint_momentum": (depth, dim),
         "checkpoint_sum": (depth, dim),
         "checkpoint_previous": (depth, dim),

@@ -66,7 +66,7 @@ _IN_PROGRESS = {
     "checkpoint_previous",
 }
 _TAKEN_AWAY = {"draws", "statistics", "kept"}
-_WARMUP_ONLY = {"window_positions", "window_gradients"}
+_WARMUP_ONLY = {"window_positions", "window_gradients", "window_log_probs"}
 
 
 class SiteValues:

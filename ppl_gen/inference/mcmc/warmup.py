@@ -1,17 +1,21 @@
-"""Warm-up: when the metric of a chain is estimated anew, and from which of its draws."""
+"""Warm-up: when the metric of a chain is estimated anew, and when chains are compared."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 
 from ppl_gen.inference.mcmc.metric import Dense, Kind, LowRank, Metric, Rule, estimate
-from ppl_gen.inference.mcmc.state import State
+from ppl_gen.inference.mcmc.modes import LEAST_CHAINS, LEAST_DRAWS, Restart, restarts
+from ppl_gen.inference.mcmc.state import MetricKind, State
 
-__all__ = ["Stage", "set_metric", "stages", "update_metric"]
+__all__ = ["Stage", "compare", "meeting", "set_metric", "stages", "update_metric"]
+
+# What a chain keeps that starts again from where another one is.
+_OWN = {"key", "evaluations", "abandoned"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,65 @@ def stages(warmup: int) -> list[Stage]:
     return found
 
 
+def meeting(stages: list[Stage], chains: int) -> Stage | None:
+    """Return the stage at which all chains wait for each other, to be compared.
+
+    The last but one, so that chains have had the time to settle, and one that starts again has the
+    time to part from the one that it starts from.
+
+    Args:
+        stages: The stages of the warm-up.
+        chains: Number of chains.
+
+    Returns:
+        The stage; None where the warm-up is too short, or chains are too few.
+    """
+    if chains < LEAST_CHAINS or len(stages) < 2 or stages[-2].window < LEAST_DRAWS:
+        return None
+    return stages[-2]
+
+
+def compare(state: State, chains: list[int], window: int) -> None:
+    """Start the chains again that are where the posterior has no weight, from where others are.
+
+    Warm-up may do what it likes: the draws come from transitions made afterwards.
+
+    Args:
+        state: The chains, which all stand still after the same transition.
+        chains: Those that are compared.
+        window: Number of draws that they are compared by.
+    """
+    rows = [state.window_log_probs[c, _latest(state, c, window)].cpu().numpy() for c in chains]
+    volumes = np.array([_log_volume(state, c) for c in chains])
+    for restart in restarts(np.stack(rows), volumes, state.dim):
+        _start_again(state, chains, restart)
+
+
+def _start_again(state: State, chains: list[int], restart: Restart) -> None:
+    chain, donor = chains[restart.chain], chains[restart.donor]
+    for field in fields(State):
+        value = getattr(state, field.name)
+        if isinstance(value, torch.Tensor) and field.name not in _OWN:
+            value[chain] = value[donor]
+    state.abandoned[chain] = restart.log_weight
+
+
+def _log_volume(state: State, chain: int) -> float:
+    """Return the log of the determinant of a chain's metric `A`."""
+    if state.metric == MetricKind.DENSE:
+        return float(state.factor[chain].diagonal().log().sum())
+    volume = state.scale[chain].log().sum()
+    if state.metric == MetricKind.LOW_RANK:
+        volume = volume + state.stretch[chain, : int(state.rank[chain])].log().sum()
+    return float(volume)
+
+
+def _latest(state: State, chain: int, window: int) -> torch.Tensor:
+    """Return where a chain's latest draws are in its ring, oldest first."""
+    window = min(window, int(state.remembered[chain]), state.memory)
+    return (int(state.remembered[chain]) - window + torch.arange(window)) % state.memory
+
+
 def update_metric(state: State, chain: int, window: int, kind: Kind, rule: Rule) -> None:
     """Estimate a chain's metric from its latest draws.
 
@@ -62,11 +125,10 @@ def update_metric(state: State, chain: int, window: int, kind: Kind, rule: Rule)
         kind: The form of the metric.
         rule: By the draws' variance or by the Fisher divergence.
     """
-    window = min(window, int(state.remembered[chain]), state.memory)
-    rows = (int(state.remembered[chain]) - window + torch.arange(window)) % state.memory
+    rows = _latest(state, chain, window)
     draws = state.window_positions[chain][rows].cpu().numpy()
     gradients = state.window_gradients[chain][rows].cpu().numpy()
-    if window > 3:
+    if len(rows) > 3:
         rank = max(state.max_rank, 1)
         set_metric(state, chain, estimate(kind, draws, gradients, rule=rule, rank=rank))
 

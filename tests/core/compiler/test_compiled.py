@@ -141,3 +141,24 @@ def test_lanes_do_not_depend_on_each_other() -> None:
         value, gradient = compiled(points[i : i + 1])
         assert torch.equal(value[0], values[i])
         assert torch.equal(gradient[0], gradients[i])
+
+
+@pytest.mark.parametrize("threads", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 4, 5, 23])
+def test_any_number_of_vectors(threads: bool, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled_module, "_SECONDS_OF_THREADS", 0.0 if threads else 1e9)
+    monkeypatch.setattr(compiled_module, "processors", lambda: 3)
+    y = torch.tensor([0.5, -1.0, 2.0, 0.3])
+    density = LogDensity(random_walk, {"y": y})
+    compiled = CompiledLogDensity(density, torch.zeros(density.dim), lanes=4)
+    compiled(torch.zeros(1, density.dim))  # which tells how long a call takes
+    vectors = torch.randn(count, density.dim, dtype=torch.float64)
+    values, gradients = compiled(vectors)
+    assert values.shape == (count,)
+    assert gradients.shape == (count, density.dim)
+    if count:
+        leaf = vectors.clone().requires_grad_()
+        expected = density.log_prob(leaf)
+        (slopes,) = torch.autograd.grad(expected.sum(), leaf)
+        torch.testing.assert_close(values, expected.detach())
+        torch.testing.assert_close(gradients, slopes)

@@ -172,6 +172,12 @@ UNIVARIATE = [
         observed=tensor(0.3, math.nan, -1.0),
     ),
     case("Pareto", dist.Pareto, unit(3), positive(3), observed=tensor(1.5, 2.0, 7.0)),
+    seen(
+        "Rejector",
+        lambda m: dist.Rejector(dist.Normal(m, 1.0), lambda x: -softplus(-x), zeros(3)),
+        real(3),
+        observed=fixed(3),
+    ),
     case("RelaxedBernoulli", lambda t, x: dist.RelaxedBernoulli(t, logits=x), positive(), real(3)),
     seen(
         "RelaxedBernoulliStraightThrough",
@@ -908,7 +914,6 @@ def test_an_enumerated_mixture_and_chain() -> None:
 _DATA_DEPENDENT = "the course of the model depends on the value of a latent site"
 _MASK = "a mask of aten.index.Tensor depends on a latent site"
 _NO_BIJECTION = "a support with a bijection from unconstrained space"
-_NO_DENSITY = "the model failed on this data"  # it has no log_prob, or no support
 
 REFUSED: dict[str, tuple[Case, bool, type[Exception], str]] = {
     one.name: (one, latent, error, reason)
@@ -1097,19 +1102,19 @@ REFUSED: dict[str, tuple[Case, bool, type[Exception], str]] = {
                 observed=fixed(4, 1),
             ),
             False,
-            ValueError,
-            _NO_DENSITY,
+            SiteError,
+            "with a log density, got LinearHMM, which has none",
         ),
         (
             case(
-                "Rejector",
+                "Rejector of a latent",
                 lambda m: dist.Rejector(dist.Normal(m, 1.0), lambda x: -softplus(-x), zeros(3)),
                 real(3),
                 observed=fixed(3),
             ),
-            False,
-            ValueError,
-            _NO_DENSITY,
+            True,
+            SiteError,
+            "got Rejector, which does not",
         ),
         (
             case(
@@ -1121,8 +1126,8 @@ REFUSED: dict[str, tuple[Case, bool, type[Exception], str]] = {
                 observed=fixed(2),
             ),
             False,
-            ValueError,
-            _NO_DENSITY,
+            RuntimeError,
+            "modified by an inplace operation",  # by its own log_prob, which has no gradient
         ),
     )
 }

@@ -301,6 +301,39 @@ def test_a_run_is_the_same_to_the_last_bit_however_it_is_cut(engine: str, kernel
     assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
 
 
+@both_engines
+@pytest.mark.parametrize("thinning", [1, 3])
+@pytest.mark.parametrize("chunk", [1, 2, 5])
+def test_no_draw_is_written_where_there_is_no_room(engine: str, chunk: int, thinning: int) -> None:
+    """A chain with all places full waits, and nothing lets it go on before they are empty."""
+    points = torch.zeros(4, 5, dtype=torch.float64)
+    options = {"chunk": chunk, "thinning": thinning, "memory": 4, "warmup": 4}
+    state = begin(density("gaussian"), points, max_tree_depth=3, **options)
+    state.next_stop[:] = 10**6
+    made = make_engine(engine, "gaussian", state)
+    for chain in range(4):
+        made.begin_search(chain)
+    for _ in range(100 * chunk * thinning):
+        made.advance(0, 10**6)
+        assert bool((state.kept <= chunk).all())
+    assert state.phase.tolist() == [Phase.WAITING] * 4
+    assert state.kept.tolist() == [chunk] * 4
+    assert state.transition.tolist() == [4 + chunk * thinning] * 4
+    draws = state.draws.clone()
+    for go_on in (made.begin_transition, made.begin_search):
+        with pytest.raises(AssertionError, match="the draws of chain 2 were not taken away"):
+            go_on(2)
+    assert made.advance(0, 10**6) == 0
+    assert torch.equal(state.draws, draws)
+    state.kept[2] = 0
+    made.begin_transition(2)
+    while state.phase[2] != Phase.WAITING:
+        made.advance(0, 10**6)
+    assert state.kept.tolist() == [chunk] * 4
+    assert torch.equal(state.draws[3], draws[3])
+    assert not torch.equal(state.draws[2], draws[2])
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("metric", list(MetricKind))
 @pytest.mark.parametrize("kernel", list(Kernel))

@@ -10,10 +10,11 @@ import torch
 
 from ppl_gen import Posterior, fit
 from ppl_gen.core import LogDensity
+from ppl_gen.core.evaluation import eagerly
 from ppl_gen.core.scope import isolated
 from ppl_gen.diagnostics import ess_bulk, rhat
 from ppl_gen.inference import NUTS, SVI
-from ppl_gen.inference.mcmc.init import eagerly, first_metric, start_points
+from ppl_gen.inference.mcmc.init import first_metric, start_points
 from ppl_gen.models import BayesianLinearRegression
 
 

@@ -21,6 +21,7 @@ from runner import DATA, drawn, schools, transitions
 
 from ppl_gen import Posterior, fit, load
 from ppl_gen.core import LoadError, LogDensity, Pair
+from ppl_gen.core.lock import only_writer
 from ppl_gen.core.posterior import Outline
 from ppl_gen.core.scope import isolated
 from ppl_gen.inference import HMC, NUTS, SVI, RandomWalk
@@ -238,6 +239,70 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path: Path) ->
     with pytest.raises(LoadError, match="no draws yet"):
         load(out)
     assert_same(fit(schools, DATA, NUTS(**SHORT), progress=False, out=out, resume=True), whole)
+
+
+def test_a_second_process_is_refused_and_a_killed_one_lets_go(
+    whole: Posterior, runner: Runner, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    lock = tmp_path / ".run.lock"
+    runner.start(out=str(out), method="NUTS", options=LONG)
+
+    def refused_here() -> bool:
+        if not transitions(out):
+            return False
+        for resume in (True, False):
+            with pytest.raises(BlockingIOError, match=rf"process \(id {runner.child}\) is writing"):
+                fit(schools, DATA, NUTS(**LONG), progress=False, out=out, resume=resume)
+        return True
+
+    assert runner.stop_when(signal.SIGKILL, refused_here)["status"] == -signal.SIGKILL
+    assert lock.exists()
+    assert_same(fit(schools, DATA, NUTS(**LONG), progress=False, out=out, resume=True), whole)
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_two_processes_cannot_make_one_folder(
+    whole: Posterior, runner: Runner, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    runner.start(out=str(out), method="NUTS", options=LONG)
+    errors = []
+    try:  # at the same time: either may be the first
+        fit(schools, DATA, NUTS(**LONG), progress=False, out=out)
+    except OSError as error:
+        errors.append(str(error))
+    errors += [text for key, text in runner.end().items() if key == "error"]
+    assert len(errors) == 1, errors
+    assert "is writing to" in errors[0] or "holds a run" in errors[0]
+    assert_same(load(out), whole)
+
+
+def test_a_folder_is_not_extended_by_two(whole: Posterior, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    fit(schools, DATA, NUTS(**SHORT), progress=False, out=out)
+    loaded = load(out, pair=schools)
+    with only_writer(out), pytest.raises(BlockingIOError, match=f"id {os.getpid()}"):
+        loaded.extend(3, progress=False)
+    assert loaded.extend(3, progress=False).num_draws == SHORT["draws"] + 3
+
+
+def test_other_versions_are_told(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    fit(schools, DATA, NUTS(**SHORT), progress=False, out=out)
+    manifest = json.loads((out / "posterior.json").read_text())
+    versions = manifest["provenance"]["versions"]
+    assert {"ppl-gen", "torch", "numpy", "pyro-ppl"} <= versions.keys()
+    manifest["provenance"]["versions"] = {**versions, "torch": "2.9.1", "ppl-gen": "0.0.9"}
+    (out / "posterior.json").write_text(json.dumps(manifest))
+    # What is there already is as it was.
+    fit(schools, DATA, NUTS(**SHORT), progress=False, out=out, resume=True)
+    loaded = load(out, pair=schools)
+    told = r"made with ppl-gen 0\.0\.9 \(now .*\), torch 2\.9\.1 \(now .*\): the draws to come"
+    with pytest.warns(RuntimeWarning, match=told):
+        fit(schools, DATA, NUTS(**SHORT | {"draws": 60}), progress=False, out=out, resume=True)
+    with pytest.warns(RuntimeWarning, match=told):
+        loaded.extend(20, progress=False)
 
 
 def test_ctrl_c_while_sampling_keeps_what_there_is_in_the_folder(
