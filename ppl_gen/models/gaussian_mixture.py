@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import pyro
 import pyro.distributions as dist
@@ -16,6 +17,9 @@ from ppl_gen.core.pair import Pair
 from ppl_gen.core.posterior import Posterior
 from ppl_gen.models.checks import check_features, check_positive, check_size
 from ppl_gen.models.relabelling import align, permute
+
+if TYPE_CHECKING:
+    from ppl_gen.models.mixture_em import MixtureSteps
 
 __all__ = ["GaussianMixture", "component_log_prob"]
 
@@ -206,11 +210,23 @@ class GaussianMixture(Pair):
         chunks = [
             component_log_prob(x, chunk).logsumexp(-1).sum(-1) for chunk in self._chunks(flat, x)
         ]
-        log_joint = torch.cat(chunks)
-        for name, prior in self._priors(flat["scales"]).items():
-            log_prob = prior.log_prob(flat[name])
-            log_joint = log_joint + log_prob.reshape(len(log_joint), -1).sum(-1)
-        return log_joint.reshape(batch)
+        return (torch.cat(chunks) + self.log_prior(flat)).reshape(batch)
+
+    def log_prior(self, draws: Draws) -> torch.Tensor:
+        """Return the prior log density of latent values.
+
+        Args:
+            draws: Values by site, of shape `(*batch, *site)`.
+
+        Returns:
+            Log densities of shape `(*batch,)`.
+        """
+        batch = draws["weights"].shape[:-1]
+        terms = [
+            prior.log_prob(draws[name]).reshape(*batch, -1).sum(-1)
+            for name, prior in self._priors(draws["scales"]).items()
+        ]
+        return torch.stack(terms).sum(0)
 
     def conditionals(self, x: torch.Tensor) -> dict[str, Conditional]:
         r"""Return the distribution of each latent site given the others, for `Gibbs`.
@@ -285,6 +301,50 @@ class GaussianMixture(Pair):
             return log_prob
 
         return {"assignment": assignment, "weights": weights, "locs": locs, "scales": scales}
+
+    def em_steps(self, priors: bool, /, x: torch.Tensor) -> MixtureSteps | None:
+        """Return the E and M steps for `EM`, where they have a closed form.
+
+        That is under maximum likelihood, and with priors where the covariances are diagonal. With
+        priors and full covariances the joint density has modes, but no bound: where enough points
+        lie in a plane the correlations of a component may become singular.
+
+        Args:
+            priors: Whether to maximise the log joint density, or the likelihood.
+            x: Points, of shape `(n, num_features)`.
+
+        Returns:
+            The steps, or None.
+
+        Raises:
+            SiteError: If `x` has fewer rows than there are components, or, for maximum likelihood,
+                a constant column.
+            ValueError: If the prior of the weights has no mode.
+        """
+        from ppl_gen.models.mixture_em import MixtureSteps
+
+        self._check_for_em(priors, x)
+        if priors and "correlation_cholesky" in self._sites:
+            return None
+        return MixtureSteps(self, x, priors=priors)
+
+    def _check_for_em(self, priors: bool, x: torch.Tensor) -> None:
+        """Refuse data and priors without a maximum."""
+        if len(x) < self.num_components:
+            raise SiteError(
+                "x",
+                expected=f"at least one row for each of {self.num_components} components",
+                got=f"{len(x)} rows",
+                remedy=f"Create the pair with num_components={len(x)} or fewer.",
+                what="data",
+            )
+        if priors and self.weights_concentration < 1:
+            msg = (
+                f"weights_concentration={self.weights_concentration}: the prior is unbounded where "
+                "a weight is zero, so that there is no mode. Give 1 or more, or take "
+                'EM(estimate="maximum_likelihood").'
+            )
+            raise ValueError(msg)
 
     def responsibilities(
         self, posterior: Posterior, x: torch.Tensor, *, average: bool = False
