@@ -10,14 +10,18 @@ from ppl_gen.diagnostics.mcmc import (
     mcse_mean,
     rhat,
 )
+from ppl_gen.diagnostics.psis import Smoothed, psis, resample
 
 __all__ = [
     "Convergence",
+    "Smoothed",
     "bfmi",
     "convergence",
     "ess_bulk",
     "ess_tail",
     "import_arviz",
     "mcse_mean",
+    "psis",
+    "resample",
     "rhat",
 ]
