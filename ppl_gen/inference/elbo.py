@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch.distributions import kl_divergence
 
-from ppl_gen.core.structure import kind_of
+from ppl_gen.core.structure import Site, kind_of
 
-__all__ = ["ReparametrisedELBO"]
+__all__ = ["Messages", "ReparametrisedELBO", "Sites", "log_prob", "negative_elbo", "same_order"]
+
+Messages: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 
 class ReparametrisedELBO:
@@ -51,59 +53,110 @@ class ReparametrisedELBO:
     def _one(
         self, model: Callable[..., Any], guide: Callable[..., Any], data: dict[str, Any]
     ) -> torch.Tensor:
-        drawn = _Sites()
+        drawn = Sites()
         with drawn:
             guide(**data)
-        joint = _Sites(drawn)
+        joint = Sites(drawn.values)
         with joint:
             model(**data)
-        terms: list[torch.Tensor] = []
-        for name, p in joint.messages.items():
-            q = drawn.messages.pop(name, None)
-            divergence = self._divergence(p, q) if q is not None else None
-            if divergence is not None:
-                terms.append(divergence)
-                continue
-            terms.append(-_log_prob(p))
-            if q is not None:
-                terms.append(_log_prob(q))
-        terms += [_log_prob(q) for q in drawn.messages.values()]  # auxiliary sites of the guide
-        total = terms[0]
-        for term in terms[1:]:
-            total = total + term
-        return total
-
-    def _divergence(self, p: dict[str, Any], q: dict[str, Any]) -> torch.Tensor | None:
-        if not self.analytic or not _weighed_alike(p, q):
-            return None
-        try:
-            divergence = kl_divergence(q["fn"], p["fn"])
-        except NotImplementedError:
-            return None
-        weighed: torch.Tensor = scale_and_mask(divergence, q["scale"], q["mask"])
-        return weighed.sum()
+        return negative_elbo(joint.messages, drawn.messages, analytic=self.analytic)
 
 
-class _Sites(Messenger):
-    """Keeps the messages of the sites of a run, latents replayed from another one."""
+def same_order(model: Mapping[str, Site], guide: Mapping[str, Site]) -> bool:
+    """Return whether model and guide sample their latents in the same order.
 
-    def __init__(self, replayed: _Sites | None = None) -> None:
+    Args:
+        model: The model's sites.
+        guide: The guide's.
+    """
+    in_model, in_guide = (
+        [name for name, site in sites.items() if site.kind == "latent"] for sites in (model, guide)
+    )
+    return in_model == in_guide
+
+
+class Sites(Messenger):
+    """Keeps the messages of the sites of a run, and gives latents the values of another one.
+
+    Args:
+        given: Values by name, of latents and of the rows that a plate drew.
+        detach: Whether to let no gradient pass through what is drawn.
+    """
+
+    def __init__(
+        self, given: Mapping[str, torch.Tensor] | None = None, *, detach: bool = False
+    ) -> None:
         super().__init__()
-        self.replayed = {} if replayed is None else replayed.messages
+        self.given = given or {}
+        self.detach = detach
         self.messages: dict[str, dict[str, Any]] = {}
+        self.rows: dict[str, torch.Tensor] = {}
+
+    @property
+    def values(self) -> dict[str, torch.Tensor]:
+        """Values of all sites, and the rows that plates drew, by name."""
+        return {name: msg["value"] for name, msg in self.messages.items()} | self.rows
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        source = self.replayed.get(msg["name"])
-        if source is not None and not msg["is_observed"]:
-            msg["value"] = source["value"]
-            msg["done"] = True
+        if msg["name"] not in self.given or msg["is_observed"]:
+            return
+        if kind_of(msg) == "subsample" and msg["value"] is not None:
+            return  # the model itself says which rows
+        msg["value"] = self.given[msg["name"]]
+        msg["done"] = True
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
-        if kind_of(msg) not in ("subsample", "deterministic"):
+        kind = kind_of(msg)
+        if kind == "subsample":
+            # Model and guide have to draw the same rows.
+            if msg["fn"].subsample_size not in (None, msg["fn"].size):
+                self.rows[msg["name"]] = msg["value"]
+            return
+        if self.detach and not msg["is_observed"]:
+            msg["value"] = msg["value"].detach()
+        if kind != "deterministic":
             self.messages[msg["name"]] = msg
 
 
-def _weighed_alike(p: dict[str, Any], q: dict[str, Any]) -> bool:
+def negative_elbo(p: Messages, q: Messages, *, analytic: bool) -> torch.Tensor:
+    """Return the sum over sites of log q - log p, scaled and masked, ().
+
+    Args:
+        p: The model's messages by site.
+        q: The guide's.
+        analytic: Whether to take KL divergences in closed form where there is one.
+    """
+    left = dict(q)
+    terms: list[torch.Tensor] = []
+    for name, of_model in p.items():
+        of_guide = left.pop(name, None)
+        closed = _divergence(of_model, of_guide) if of_guide is not None and analytic else None
+        if closed is not None:
+            terms.append(closed.sum())
+            continue
+        terms.append(-log_prob(of_model).sum())
+        if of_guide is not None:
+            terms.append(log_prob(of_guide).sum())
+    terms += [log_prob(of_guide).sum() for of_guide in left.values()]  # auxiliary sites
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
+def _divergence(p: Mapping[str, Any], q: Mapping[str, Any]) -> torch.Tensor | None:
+    """Return KL(q, p) of a site in closed form, scaled and masked; None where there is none."""
+    if not _weighed_alike(p, q):
+        return None
+    try:
+        closed = kl_divergence(q["fn"], p["fn"])
+    except NotImplementedError:
+        return None
+    weighed: torch.Tensor = scale_and_mask(closed, q["scale"], q["mask"])
+    return weighed
+
+
+def _weighed_alike(p: Mapping[str, Any], q: Mapping[str, Any]) -> bool:
     if p["mask"] is not q["mask"]:
         return False
     if isinstance(p["scale"], torch.Tensor) or isinstance(q["scale"], torch.Tensor):
@@ -111,7 +164,13 @@ def _weighed_alike(p: dict[str, Any], q: dict[str, Any]) -> bool:
     return bool(p["scale"] == q["scale"])
 
 
-def _log_prob(msg: dict[str, Any]) -> torch.Tensor:
-    log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
-    weighed: torch.Tensor = scale_and_mask(log_prob, msg["scale"], msg["mask"])
-    return weighed.sum()
+def log_prob(msg: Mapping[str, Any], *, scaled: bool = True) -> torch.Tensor:
+    """Return the log density of a site's value, masked.
+
+    Args:
+        msg: Its message.
+        scaled: Whether to multiply it by the site's scale.
+    """
+    value = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+    weighed: torch.Tensor = scale_and_mask(value, msg["scale"] if scaled else 1.0, msg["mask"])
+    return weighed

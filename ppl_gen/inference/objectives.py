@@ -1,8 +1,9 @@
-"""What SVI minimises: the negative evidence lower bound, on all of the data or on a mini-batch."""
+"""What SVI minimises: the negative of a bound, on all of the data or on a mini-batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,26 +13,42 @@ from torch import nn
 
 from ppl_gen.core import LogDensity
 from ppl_gen.core.check import guide_problems
+from ppl_gen.core.errors import SiteError
+from ppl_gen.core.minibatch import ScalePlate
 from ppl_gen.core.pair import model_of, prepare
 from ppl_gen.core.params import AnswerParams
 from ppl_gen.core.scope import unchecked
 from ppl_gen.core.structure import Site, enumerated, kind_of, trace_sites
-from ppl_gen.inference.elbo import ReparametrisedELBO
+from ppl_gen.inference.bounds import ELBO, Objective, ReweightedWakeSleep
+from ppl_gen.inference.elbo import ReparametrisedELBO, same_order
 from ppl_gen.inference.guides import GaussianGuide, PairGuide
+from ppl_gen.inference.importance import (
+    Paths,
+    WeightedBound,
+    frozen,
+    no_bound_of_batches,
+    surrogate,
+)
 
 __all__ = ["GaussianObjective", "PairObjective"]
 
 
 class GaussianObjective:
-    """The ELBO of a Gaussian guide on a log density, its entropy in closed form.
+    """A bound of a Gaussian guide on a log density.
 
-    E_q[log p(x, u)] + H[q], the expectation by reparametrised draws.
+    The ELBO is E_q[log p(x, u)] + H[q], the expectation by reparametrised draws and the entropy in
+    closed form. Where importance is weighed, all latents are under one logarithm.
 
     Args:
         density: The log density.
         guide: The guide over its vectors.
-        particles: Number of draws in each step.
-        scale: The messenger that scales a mini-batch, or None for all of the data.
+        particles: Number of independent estimates in each step.
+        scale: What scales a mini-batch, or None for all of the data.
+        objective: Which bound.
+
+    Raises:
+        ValueError: If the objective is no bound on mini-batches, or weighs the KL part, which a
+            log density does not tell apart.
     """
 
     def __init__(
@@ -39,24 +56,60 @@ class GaussianObjective:
         density: LogDensity,
         guide: GaussianGuide,
         particles: int,
-        scale: Messenger | None = None,
+        scale: ScalePlate | None = None,
+        objective: Objective = ELBO(),  # noqa: B008 - it is frozen
     ) -> None:
+        if scale is not None and objective.alpha != 1:
+            raise no_bound_of_batches(scale.plate)
+        if isinstance(objective, ELBO) and objective.beta != 1:
+            msg = (
+                "objective: Gaussian guides know no weight of the KL part. Leave beta out, or take "
+                'guide="pair".'
+            )
+            raise ValueError(msg)
         self.density = density
         self.guide = guide
         self.particles = particles
         self.handlers = () if scale is None else (scale,)
+        self.objective = objective
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield what is trained, by name."""
         return self.guide.named_parameters(prefix="guide")
 
-    def loss(self, batch: Mapping[str, Any] | None) -> torch.Tensor:
+    def loss(self, batch: Mapping[str, Any] | None, progress: float = 1.0) -> torch.Tensor:
+        """Return an estimate of the negative bound of the whole data, ().
+
+        Args:
+            batch: A mini-batch, or None for all of the data.
+            progress: Share of the steps that are done.
+        """
+        objective = self.objective
+        if isinstance(objective, ELBO) and not objective.sticking:
+            return self.negative_elbo(batch)
+        shape = (objective.samples, self.particles)  # independent estimates are so many rows
+        draws = self.guide.rsample(math.prod(shape)).reshape(*shape, -1)
+        paths, constants = None, self.guide.parameters()
+        if isinstance(objective, ReweightedWakeSleep):
+            draws, constants = draws.detach(), iter(())
+        else:
+            paths = Paths(objective.alpha)
+            draws = paths.follow(draws, -2)
+        flat = draws.flatten(0, 1)
+        with frozen(list(constants)):
+            log_q = self.guide.log_prob(flat).reshape(shape)
+        log_p = self._log_prob(flat, batch).reshape(shape)
+        return -surrogate(log_p, log_q, objective, paths).mean()
+
+    def negative_elbo(self, batch: Mapping[str, Any] | None) -> torch.Tensor:
         """Return an unbiased estimate of the negative ELBO of the whole data, ()."""
-        draws = self.guide.rsample(self.particles)
+        log_prob = self._log_prob(self.guide.rsample(self.particles), batch)
+        return -(log_prob.mean() + self.guide.entropy())
+
+    def _log_prob(self, draws: torch.Tensor, batch: Mapping[str, Any] | None) -> torch.Tensor:
         if batch is not None:
             batch = prepare(self.density.pair, batch)
-        log_prob = self.density.log_prob(draws, batch, self.handlers)
-        return -(log_prob.mean() + self.guide.entropy())
+        return self.density.log_prob(draws, batch, self.handlers)
 
     def blame(self, batch: Mapping[str, Any] | None) -> str:
         """Name the sites whose log density is not finite at the guide's centre."""
@@ -65,20 +118,23 @@ class GaussianObjective:
 
 
 class PairObjective:
-    """The ELBO of the pair's own guide.
+    """A bound of the pair's own guide.
 
-    Discrete latents that the guide leaves out are summed out, by Pyro; a guide that gradients
-    cannot pass through gets Pyro's score function estimator. The KL divergence is exact where its
+    Discrete latents that the guide leaves out are summed out; a guide that gradients cannot pass
+    through gets Pyro's score function estimator of the ELBO. The KL divergence is exact where its
     form is known, and model and guide sample their latents in the same order and weigh them alike.
 
     Args:
         pair: The pair, trained in place.
         data: Data to look at its sites on, prepared: all of it, or a mini-batch.
-        particles: Number of draws in each step.
-        scale: The messenger that scales a mini-batch, or None for all of the data.
+        particles: Number of independent estimates in each step.
+        scale: What scales a mini-batch, or None for all of the data.
+        objective: Which bound.
 
     Raises:
-        SiteError: If model and guide disagree on a latent site.
+        SiteError: If model and guide disagree on a latent site, or a site is at odds with the
+            objective.
+        ValueError: If the objective is no bound on mini-batches of this pair.
     """
 
     def __init__(
@@ -86,7 +142,8 @@ class PairObjective:
         pair: nn.Module,
         data: Mapping[str, Any],
         particles: int,
-        scale: Messenger | None = None,
+        scale: ScalePlate | None = None,
+        objective: Objective = ELBO(),  # noqa: B008 - it is frozen
     ) -> None:
         self.pair = pair
         self.guide = PairGuide()
@@ -97,21 +154,46 @@ class PairObjective:
         score = _ScoreFunction()
         guide_sites = trace_sites(pair, data, "guide", score)
         self.latents = {n for n, s in guide_sites.items() if s.kind in ("latent", "discrete")}
+        self.weighed = {n for n, s in guide_sites.items() if s.kind != "deterministic"}
         self.model = model_of(pair)
         self.elbo = _elbo(self.model_sites, guide_sites, particles, reparametrised=not score.names)
         if isinstance(self.elbo, TraceEnum_ELBO):
             self.model = enumerated(self.model)
+        self.objective = objective
+        self.bound: WeightedBound | None = None
+        if isinstance(objective, ELBO) and not objective.sticking:
+            return
+        if score.names and not isinstance(objective, ReweightedWakeSleep):
+            raise _no_path(sorted(score.names)[0], objective)
+        self.bound = WeightedBound(
+            pair, data, objective, self.model_sites, guide_sites, particles, scale
+        )
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield what is trained, by name."""
         return ((n, p) for n, p in self.pair.named_parameters() if p.requires_grad)
 
-    def loss(self, batch: Mapping[str, Any]) -> torch.Tensor:
+    def loss(self, batch: Mapping[str, Any], progress: float = 1.0) -> torch.Tensor:
+        """Return an estimate of the negative bound of the whole data, ().
+
+        Args:
+            batch: A mini-batch, or all of the data.
+            progress: Share of the steps that are done.
+        """
+        objective = self.objective
+        beta = objective.weight(progress) if isinstance(objective, ELBO) else 1.0
+        with _Tempered(self.weighed, beta):
+            if self.bound is None:
+                return self.negative_elbo(batch)
+            with AnswerParams(self.pair):
+                prepared = prepare(self.pair, batch)
+                return self.bound.differentiable_loss(**prepared)
+
+    def negative_elbo(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """Return an unbiased estimate of the negative ELBO of the whole data, ()."""
         with AnswerParams(self.pair), self.scale:
-            prepared = prepare(self.pair, batch)
             loss: torch.Tensor = self.elbo.differentiable_loss(
-                self.model, self.pair.guide, **prepared
+                self.model, self.pair.guide, **prepare(self.pair, batch)
             )
         return loss
 
@@ -135,6 +217,29 @@ class _ScoreFunction(Messenger):
             self.names.add(msg["name"])
 
 
+class _Tempered(Messenger):
+    """Weighs the KL part: what model and guide say of the guide's latents."""
+
+    def __init__(self, names: Collection[str], weight: float) -> None:
+        super().__init__()
+        self.names = names
+        self.weight = weight
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if self.weight != 1 and msg["name"] in self.names:
+            msg["scale"] = msg["scale"] * self.weight
+
+
+def _no_path(site: str, objective: Objective) -> SiteError:
+    return SiteError(
+        site,
+        expected=f"draws that gradients can pass through, for {type(objective).__name__}",
+        got="a distribution of the guide without rsample",
+        remedy="Take objective=ReweightedWakeSleep(), or leave the site out of the guide if it is "
+        "discrete, so that it is summed out.",
+    )
+
+
 def _elbo(
     model: Mapping[str, Site], guide: Mapping[str, Site], particles: int, *, reparametrised: bool
 ) -> Any:
@@ -146,9 +251,7 @@ def _elbo(
     if not reparametrised:
         unknown: Any = Trace_ELBO
         return unknown(**options)
-    in_model = [name for name, site in model.items() if site.kind == "latent"]
-    in_guide = [name for name, site in guide.items() if site.kind == "latent"]
-    return ReparametrisedELBO(particles, analytic=in_model == in_guide)
+    return ReparametrisedELBO(particles, analytic=same_order(model, guide))
 
 
 def _not_finite(terms: Mapping[str, float]) -> str:
