@@ -32,8 +32,9 @@ check: install  ## Ruff, mypy, import-linter, doctests
 test-arviz1: install  ## Run the tests of the ArviZ adapter with ArviZ 1.x, where a Python for it is found
 	.ci/test-arviz1 $(BIN)/python
 
-posteriordb: install  ## Sample 20 reference posteriors and compare; the table goes to docs/posteriordb.md
+posteriordb: install  ## Fit 20 reference posteriors and compare; tables in docs/posteriordb.md and posteriordb_vi.md
 	OMP_NUM_THREADS=1 $(BIN)/python tests/posteriordb/table.py $(if $(SHARED_DATA),--data $(SHARED_DATA)/posteriordb) --out docs/posteriordb.md
+	OMP_NUM_THREADS=1 $(BIN)/python tests/posteriordb/vi_table.py $(if $(SHARED_DATA),--data $(SHARED_DATA)/posteriordb) --out docs/posteriordb_vi.md
 
 benchmarks: install  ## Measure; the results go to benchmarks/results
 	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done

@@ -1,7 +1,30 @@
 """Inference methods: one frozen dataclass of options each, given to `ppl_gen.fit`."""
 
+from ppl_gen.inference.bounds import (
+    ELBO,
+    ImportanceWeighted,
+    Linear,
+    Renyi,
+    ReweightedWakeSleep,
+)
+from ppl_gen.inference.em import EM
 from ppl_gen.inference.gibbs import Gibbs
 from ppl_gen.inference.mcmc import HMC, NUTS, RandomWalk
+from ppl_gen.inference.pathfinder import Pathfinder
 from ppl_gen.inference.svi import SVI, EpochInfo
 
-__all__ = ["HMC", "NUTS", "SVI", "EpochInfo", "Gibbs", "RandomWalk"]
+__all__ = [
+    "ELBO",
+    "EM",
+    "HMC",
+    "NUTS",
+    "SVI",
+    "EpochInfo",
+    "Gibbs",
+    "ImportanceWeighted",
+    "Linear",
+    "Pathfinder",
+    "RandomWalk",
+    "Renyi",
+    "ReweightedWakeSleep",
+]

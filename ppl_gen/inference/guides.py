@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import nn
@@ -19,8 +20,19 @@ from ppl_gen.core.params import AnswerParams
 from ppl_gen.core.replay import Replay
 from ppl_gen.core.scope import unchecked
 from ppl_gen.core.structure import trace_sites
+from ppl_gen.inference.vi.delta import DeltaGuide
+from ppl_gen.inference.vi.flow import FlowGuide
+from ppl_gen.inference.vi.mixture import NormalMixtureGuide
+from ppl_gen.inference.vi.structured import StructuredGuide
 
-__all__ = ["GaussianGuide", "PairGuide"]
+__all__ = [
+    "DeltaGuide",
+    "FlowGuide",
+    "GaussianGuide",
+    "NormalMixtureGuide",
+    "PairGuide",
+    "StructuredGuide",
+]
 
 
 class GaussianGuide(nn.Module):
@@ -58,6 +70,25 @@ class GaussianGuide(nn.Module):
         if family == "full_rank":
             # Rows relative to their own scale, so that one step size suits all of them.
             self.below_diagonal = nn.Parameter(torch.zeros(dim, dim, dtype=torch.float64))
+
+    @classmethod
+    def of(cls, mean: np.ndarray, factor: np.ndarray) -> GaussianGuide:
+        """Return the guide of a mean and a scale.
+
+        Args:
+            mean: Shape `(dim,)`.
+            factor: Standard deviations, shape `(dim,)`; or the lower triangular scale, shape
+                `(dim, dim)`.
+        """
+        diagonal = factor if factor.ndim == 1 else np.diag(factor)
+        guide = cls(len(mean), "mean_field" if factor.ndim == 1 else "full_rank")
+        with torch.no_grad():
+            guide.loc.copy_(torch.from_numpy(mean))
+            guide.log_scale.copy_(torch.from_numpy(np.log(diagonal)))
+            if factor.ndim == 2:
+                relative = np.tril(factor / diagonal[:, None], -1)
+                guide.below_diagonal.copy_(torch.from_numpy(relative))
+        return guide
 
     @property
     def scale_tril(self) -> torch.Tensor:

@@ -19,14 +19,18 @@ from ppl_gen.core.errors import check_count, unknown
 from ppl_gen.core.minibatch import MiniBatches, split
 from ppl_gen.core.pair import cast, guide_of, prepare
 from ppl_gen.core.scope import default_dtype, unchecked
+from ppl_gen.inference.bounds import ELBO, Objective
 from ppl_gen.inference.guides import GaussianGuide
 from ppl_gen.inference.objectives import GaussianObjective, PairObjective
 from ppl_gen.inference.progress import ProgressBar
 from ppl_gen.inference.start import find_start
+from ppl_gen.inference.vi.run import NORMAL_GUIDES, NormalGuide
+from ppl_gen.inference.vi.run import run as run_normal
 
 __all__ = ["SVI", "EpochInfo"]
 
-GUIDES = ("mean_field", "full_rank", "pair")
+GUIDES = (*NORMAL_GUIDES, "pair")
+_BY_STEPS = ("mean_field", "full_rank")
 
 # How often the parameters are kept, to go back to when the objective breaks down.
 _SNAPSHOT_STEPS = 100
@@ -39,7 +43,8 @@ class EpochInfo:
     Args:
         epoch: Its number, from 1.
         step: Number of steps so far.
-        loss: Mean negative ELBO of the epoch, for each row of mini-batched data; in nats.
+        loss: Mean loss of the epoch, the negative of what the objective maximises, for each row
+            of mini-batched data; in nats.
         pair: The pair in training.
         seconds: Seconds since the first step.
     """
@@ -53,22 +58,38 @@ class EpochInfo:
 
 @dataclass(frozen=True)
 class SVI:
-    """Stochastic variational inference: maximises the evidence lower bound of a guide.
+    """Variational inference: maximises the evidence lower bound of a guide.
 
-    The Gaussian guides work in unconstrained space on any pair with continuous latents (discrete
-    ones are summed out); "pair" trains the pair's own guide, and the parameters of its model.
-    Adam's step size is constant over the first half of the steps, and falls to zero along a half
-    cosine in the second.
+    The guides by name work in unconstrained space on any pair with continuous latents (discrete
+    ones are summed out), and need no other option: the bound is maximised on fixed quasi-random
+    draws by a second-order optimiser, until fresh draws show that the error is small. The
+    posterior's provenance says whether it `converged`, and gives the Pareto k-hat of the guide's
+    importance weights as `pareto_k`; its `warnings` say what either means.
+
+    "pair" trains the pair's own guide, and the parameters of its model, by Adam on fresh draws; so
+    are "mean_field" and "full_rank" where `steps`, `learning_rate`, `particles`, `batch_size`, a
+    `callback` or another objective is given. The step size is constant over the first half of the
+    steps, and falls to zero along a half cosine in the second.
 
     Args:
-        guide: "mean_field" (independent normals), "full_rank" (a multivariate normal), or "pair".
+        guide: "delta" (the maximum a posteriori in the model's units: a single draw), "laplace"
+            (the normal of the curvature at the mode), "mean_field" (independent normals),
+            "linear_response" (its means, with covariances by how they answer to a tilt of the
+            posterior), "low_rank" (a normal of independent coordinates and ten directions),
+            "structured" (a normal whose local latents, the sites inside a plate, are independent
+            row by row given the globals; without plates it is "full_rank"), "full_rank" (any
+            normal), "flow" (the full-rank guide bent by neural splines), or "pair".
         steps: Number of steps; None: `epochs` decide, or 3,000.
         epochs: Number of passes over mini-batched data.
         batch_size: Rows in a mini-batch; None: all of the data in each step.
         plate: Name of the mini-batched plate; None: the first over the data's length.
+        objective: What is maximised: `ELBO`, whose KL part may be weighed or annealed,
+            `ImportanceWeighted`, `Renyi`, or `ReweightedWakeSleep` for discrete latents in the
+            guide. The `elbo` of the posterior is the evidence lower bound under each of them.
         learning_rate: First step size of Adam; None: 0.05 for Gaussian guides; for "pair" 1e-3 with
             mini-batches, which suits networks, and 0.01 with all of the data.
-        particles: Draws in each step; None: 8 for Gaussian guides, 1 for "pair".
+        particles: Independent estimates of the objective in each step; None: 8 for the ELBO of
+            Gaussian guides, else 1.
         draws: Draws from the fitted guide to return.
         dtype: What to compute in; None: float64 for Gaussian guides, the pair's own for "pair".
         callback: Called with an `EpochInfo` after each epoch (with full data: each 100 steps).
@@ -78,18 +99,21 @@ class SVI:
 
     References:
         Kingma and Welling (2014), Auto-Encoding Variational Bayes, arXiv:1312.6114. Kucukelbir et
-        al. (2017), Automatic Differentiation Variational Inference, arXiv:1603.00788.
+        al. (2017), Automatic Differentiation Variational Inference, arXiv:1603.00788. Giordano,
+        Ingram and Broderick (2024), Black Box Variational Inference with a Deterministic Objective,
+        arXiv:2304.05527.
 
     Example:
         >>> SVI(guide="full_rank", steps=500).guide
         'full_rank'
     """
 
-    guide: Literal["mean_field", "full_rank", "pair"] = "mean_field"
+    guide: NormalGuide | Literal["pair"] = "mean_field"
     steps: int | None = None
     epochs: int | None = None
     batch_size: int | None = None
     plate: str | None = None
+    objective: Objective = ELBO()  # noqa: RUF009 - it is frozen
     learning_rate: float | None = None
     particles: int | None = None
     draws: int = 1000
@@ -103,6 +127,19 @@ class SVI:
         for name in ("steps", "epochs", "batch_size", "particles", "draws"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
+        if not isinstance(self.objective, Objective):
+            msg = (
+                "objective: expected one such as ELBO() or ImportanceWeighted(), got "
+                f"{self.objective!r}."
+            )
+            raise TypeError(msg)
+        self._check_steps()
+        if self.objective != ELBO() and self.guide not in (*_BY_STEPS, "pair"):
+            msg = (
+                f"objective: guide={self.guide!r} is fitted to the ELBO alone. Leave objective "
+                'out, or take guide="mean_field", "full_rank" or "pair".'
+            )
+            raise ValueError(msg)
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             msg = f"learning_rate: expected a positive number, got {self.learning_rate}."
             raise ValueError(msg)
@@ -111,6 +148,17 @@ class SVI:
             raise ValueError(msg)
         if self.batch_size is None and (self.epochs is not None or self.plate is not None):
             msg = "epochs and plate are for mini-batches: give batch_size, or steps instead."
+            raise ValueError(msg)
+
+    def _check_steps(self) -> None:
+        """Refuse options of steps for guides that are fitted without any."""
+        names = ("steps", "batch_size", "learning_rate", "particles", "callback")
+        given = [name for name in names if getattr(self, name) is not None]
+        if given and self.guide not in (*_BY_STEPS, "pair"):
+            msg = (
+                f"{given[0]}: guide={self.guide!r} is fitted to all of the data without steps of a "
+                'size to choose. Leave it out, or take guide="mean_field", "full_rank" or "pair".'
+            )
             raise ValueError(msg)
 
     @property
@@ -122,6 +170,10 @@ class SVI:
         """Fit the guide and draw from it; see `ppl_gen.fit`."""
         if self.guide == "pair":
             return self._run_pair(problem)
+        by_hand = (self.steps, self.batch_size, self.learning_rate, self.particles, self.callback)
+        plain = self.objective == ELBO() and all(option is None for option in by_hand)
+        if self.guide not in _BY_STEPS or plain:
+            return run_normal(self.guide, self.draws, self.dtype or torch.float64, problem)
         return self._run_gaussian(problem)
 
     def _run_pair(self, problem: Problem) -> Result:
@@ -142,13 +194,14 @@ class SVI:
             batches = None if self.batch_size is None else self._split(pair, data)
             look = data if batches is None else batches.rows(torch.arange(2, device=problem.device))
             look = prepare(pair, look)
+            pair.train()
             objective = PairObjective(
                 pair,
                 look,
                 self.particles or 1,
                 None if batches is None else batches.scale,
+                self.objective,
             )
-            pair.train()
             rate = 0.01 if batches is None else 1e-3
             training = _Training(objective, batches, data, self, problem, rate)
             failure, interrupted = training.run()
@@ -164,7 +217,9 @@ class SVI:
             guide=objective.guide,
             history=training.history(),
             elbo=elbo,
-            gradient_evaluations=len(training.losses) * (self.particles or 1),
+            gradient_evaluations=len(training.losses)
+            * (self.particles or 1)
+            * self.objective.samples,
             interrupted=interrupted,
             failure=failure,
             dtype=dtype,
@@ -199,7 +254,7 @@ class SVI:
     def _run_gaussian(self, problem: Problem) -> Result:
         dtype = self.dtype or torch.float64
         family = self.guide
-        assert family != "pair"
+        assert family in ("mean_field", "full_rank")
         batches = None
         data: Mapping[str, Any] = problem.data
         if self.batch_size is not None:
@@ -231,7 +286,11 @@ class SVI:
         with torch.no_grad():
             guide.loc.copy_(start)
         objective = GaussianObjective(
-            density, guide, self.particles or 8, None if batches is None else batches.scale
+            density,
+            guide,
+            self.particles or (8 if isinstance(self.objective, ELBO) else 1),
+            None if batches is None else batches.scale,
+            self.objective,
         )
         training = _Training(objective, batches, None, self, problem, 0.05)
         with default_dtype(dtype):
@@ -258,7 +317,9 @@ class SVI:
             guide=guide,
             history=training.history(),
             elbo=elbo,
-            gradient_evaluations=len(training.losses) * objective.particles,
+            gradient_evaluations=len(training.losses)
+            * objective.particles
+            * self.objective.samples,
             interrupted=interrupted,
             failure=failure,
             dtype=dtype,
@@ -368,7 +429,7 @@ class _Training:
         if len(self.losses) % _SNAPSHOT_STEPS == 0:
             self._keep()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.objective.loss(batch)
+        loss = self.objective.loss(batch, len(self.losses) / self.steps)
         value = loss.item()
         if not math.isfinite(value):
             message = self._failure(value, epoch, position, batch)
@@ -435,7 +496,9 @@ def _epoch_elbo(
     mean = squares = 0.0
     with unchecked():
         for batch in batches.epoch(shuffle=False):
-            first, second = (-float(objective.loss(batch)) / batches.num_batches for _ in range(2))
+            first, second = (
+                -float(objective.negative_elbo(batch)) / batches.num_batches for _ in range(2)
+            )
             mean += (first + second) / 2
             squares += (first - second) ** 2
     return mean, math.sqrt(squares) / 2

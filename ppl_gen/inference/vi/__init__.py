@@ -1,0 +1,1 @@
+"""Variational inference: families of guides, objectives, and how they are optimised."""
