@@ -14,19 +14,30 @@ from ppl_gen.core.closure import captured
 from ppl_gen.core.errors import SiteError, did_you_mean
 from ppl_gen.core.pair import guide_of, signature
 
-__all__ = ["bind", "check_captured", "lengths", "move", "num_bytes", "own_memory"]
+__all__ = [
+    "as_tensors",
+    "bind",
+    "check_captured",
+    "lengths",
+    "move",
+    "num_bytes",
+    "own_memory",
+]
 
 
-def bind(pair: nn.Module, data: Mapping[str, Any]) -> dict[str, Any]:
+def bind(
+    pair: nn.Module, data: Mapping[str, Any], others: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return data as the keywords of a pair's model, arrays turned into tensors.
 
     Args:
         pair: The pair.
         data: Values by the names of the model's arguments. Tensors, NumPy arrays and lists of
             numbers become tensors; everything else is passed on as it is.
+        others: The model's other arguments, which were bound before.
 
     Returns:
-        A new dictionary; tensors are shared with what was given, not copied.
+        A new dictionary of `data`; tensors are shared with what was given, not copied.
 
     Raises:
         TypeError: If data is no mapping, or a value is of a type that no model can use.
@@ -38,35 +49,60 @@ def bind(pair: nn.Module, data: Mapping[str, Any]) -> dict[str, Any]:
             f"Write {{{', '.join(f'{n!r}: {n}' for n in signature(pair).parameters)}}}."
         )
         raise TypeError(msg)
-    _check_names(pair, data)
-    bound = {name: _as_tensor(name, value) for name, value in data.items()}
-    for name, value in bound.items():
-        if isinstance(value, torch.Tensor):
-            _check_values(name, value)
+    others = others or {}
+    _check_names(pair, {**others, **data})
+    bound = as_tensors(data)
     validate = getattr(pair, "validate", None)
     if validate is not None:
-        validate(**bound)
+        validate(**others, **bound)
     return bound
 
 
+def as_tensors(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return data with arrays turned into tensors, as `bind` does, whatever a model takes.
+
+    Args:
+        data: Values by name.
+
+    Raises:
+        TypeError: If a value is of a type that no model can use.
+        ValueError: If a value is empty, or holds NaN or infinity.
+    """
+    tensors = {name: _as_tensor(name, value) for name, value in data.items()}
+    for name, value in tensors.items():
+        if isinstance(value, torch.Tensor):
+            _check_values(name, value)
+    return tensors
+
+
 def move(
-    data: Mapping[str, Any], dtype: torch.dtype | None, device: torch.device
+    data: Mapping[str, Any],
+    dtype: torch.dtype | None,
+    device: torch.device,
+    *,
+    non_blocking: bool = False,
 ) -> dict[str, Any]:
     """Return data on a device, its floating-point tensors in a dtype (None leaves theirs).
 
     Tensors inside of dictionaries, lists and tuples are among them.
+
+    Args:
+        data: The data.
+        dtype: The dtype.
+        device: The device.
+        non_blocking: Whether to go on before pinned memory has arrived on a GPU.
     """
-    return {name: _move(value, dtype, device) for name, value in data.items()}
 
+    def moved(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.to(device, dtype if value.is_floating_point() else None, non_blocking)
+        if isinstance(value, dict):
+            return {key: moved(item) for key, item in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(moved(item) for item in value)
+        return value
 
-def _move(value: Any, dtype: torch.dtype | None, device: torch.device) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(device, dtype if value.is_floating_point() else None)
-    if isinstance(value, dict):
-        return {key: _move(item, dtype, device) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_move(item, dtype, device) for item in value)
-    return value
+    return {name: moved(value) for name, value in data.items()}
 
 
 def own_memory(data: Mapping[str, Any]) -> dict[str, Any]:

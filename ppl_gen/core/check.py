@@ -11,9 +11,11 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import nn
 from torch.distributions import constraints
+from torch.distributions.constraints import MixtureSameFamilyConstraint
 
-from ppl_gen.core.arguments import bind, check_captured, lengths
+from ppl_gen.core.arguments import check_captured, lengths
 from ppl_gen.core.errors import SiteError, did_you_mean
+from ppl_gen.core.loader import Data, bind_data
 from ppl_gen.core.minibatch import MiniBatches, split
 from ppl_gen.core.pair import as_pair, guide_of, model_of, own_copy, prepare, signature
 from ppl_gen.core.params import AnswerParams
@@ -66,7 +68,7 @@ class CheckReport:
         return "\n".join([*lines, *(f"  {i}. {p}" for i, p in enumerate(self.problems, 1))])
 
 
-def check(pair: Any, data: Mapping[str, Any], *, seed: int = 0) -> CheckReport:
+def check(pair: Any, data: Data, *, seed: int = 0) -> CheckReport:
     """Run a pair once and report what is wrong with it.
 
     Looked at are the data's names and values; the model's run; latents that the guide misses or
@@ -75,7 +77,8 @@ def check(pair: Any, data: Mapping[str, Any], *, seed: int = 0) -> CheckReport:
 
     Args:
         pair: A pair, a Pyro model, or a tuple (model, guide).
-        data: Data by the names of the model's arguments. Of long data the first rows are used.
+        data: Data by the names of the model's arguments, or a loader. Of long data the first rows
+            are used, of a loader the first batch.
         seed: Seed of the draws that it looks at.
 
     Returns:
@@ -95,7 +98,7 @@ def check(pair: Any, data: Mapping[str, Any], *, seed: int = 0) -> CheckReport:
     """
     try:
         pair = own_copy(as_pair(pair))
-        bound = bind(pair, data)
+        bound, loader = bind_data(pair, data, seed, progress=False)
     except (ValueError, TypeError) as error:
         return CheckReport((str(error),), ())
     parameter = next((p for p in pair.parameters() if p.is_floating_point()), None)
@@ -125,6 +128,7 @@ def check(pair: Any, data: Mapping[str, Any], *, seed: int = 0) -> CheckReport:
     note = (
         f"Only the first {looked_at} of {whole} rows were looked at." if looked_at < whole else ""
     )
+    note = note if loader is None else "Only the first batch was looked at."
     return CheckReport(tuple(problems), tuple(_line(site) for site in sites.values()), note)
 
 
@@ -226,7 +230,7 @@ def _same_support(model: Site, guide: Site) -> bool:
 def _support(site: Site) -> str:
     """Return a support's name, alike for open and closed bounds and for event axes."""
     support = site.support
-    while isinstance(support, constraints.independent):
+    while isinstance(support, constraints.independent | MixtureSameFamilyConstraint):
         support = support.base_constraint
     name = str(support).replace("Eq(", "(").replace("HalfOpenInterval(", "Interval(")
     known = {
@@ -328,9 +332,12 @@ def _gradient_problems(pair: nn.Module, data: Mapping[str, Any]) -> Iterator[str
     from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 
     sampled = trace_sites(pair, data, "guide")
-    sites = trace_sites(pair, data).values()
+    sites = [*trace_sites(pair, data).values(), *sampled.values()]
     summed_out = any(site.kind == "discrete" and site.name not in sampled for site in sites)
-    objective: Any = TraceEnum_ELBO() if summed_out else Trace_ELBO()
+    objective: Any = Trace_ELBO()
+    if summed_out or any(site.marked for site in sites):
+        nesting = -min((p.dim for site in sites for p in site.plates if p.dim), default=0)
+        objective = TraceEnum_ELBO(max_plate_nesting=nesting)
     model = enumerated(model_of(pair)) if summed_out else model_of(pair)
     pair.zero_grad()
     with AnswerParams(pair):

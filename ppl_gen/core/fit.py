@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from typing import Any
 import torch
 
 from ppl_gen.core.archive import StoredDraws
-from ppl_gen.core.arguments import bind
 from ppl_gen.core.errors import NonFiniteLossError, check_count, did_you_mean
 from ppl_gen.core.identity import differences, identity_of, options_of, other_versions
+from ppl_gen.core.loader import Data, bind_data
 from ppl_gen.core.lock import only_writer
 from ppl_gen.core.method import Method, Problem
 from ppl_gen.core.pair import as_pair, cast, own_copy
 from ppl_gen.core.posterior import Posterior, assemble
+from ppl_gen.core.ranks import ranks
 from ppl_gen.core.scope import isolated
 from ppl_gen.core.store import finish, identity_in, read, save
 
@@ -33,7 +35,7 @@ __all__ = ["extend", "fit"]
 
 def fit(
     pair: Any,
-    data: Mapping[str, Any],
+    data: Data,
     method: Method,
     *,
     seed: int = 0,
@@ -47,16 +49,22 @@ def fit(
     The pair is not changed: `posterior.pair` is a trained copy. Nor is anything global: the
     generators, default dtype, validation setting and parameter store are as they were.
 
+    Under `torchrun` the processes work together: chains are spread over them, and each takes its
+    share of every mini-batch. All return the same posterior; the first prints and writes.
+
     Args:
         pair: A pair, a Pyro model, or a tuple (model, guide).
-        data: Data by the names of the model's arguments: tensors, arrays, or any other value.
+        data: Data by the names of the model's arguments: tensors, arrays, or any other value. To
+            SVI also a loader of mini-batches: a `torch.utils.data.DataLoader`, or another object
+            that can be iterated over for each epoch; see `Batches`.
         method: The method with its options, such as `SVI()` or `NUTS()`.
         seed: Seed; the same seed gives the same draws on the same machine.
         device: Where to run; "auto" takes a GPU where there is one.
         progress: Whether to show a progress bar.
         out: A folder for the posterior, as `Posterior.save` writes it. MCMC (but for engine "pyro")
             writes its draws there as it goes and keeps none in memory, so that `pg.load(out)` has
-            them also of a run that was killed; they are read when they are asked for.
+            them also of a run that was killed; they are read when they are asked for. SVI by steps
+            writes a checkpoint every few seconds.
         resume: Go on with the run in the folder: killed, interrupted or finished, it ends with the
             very draws that it would have had. The number of draws may be larger than it was. Where
             there is nothing yet, the run starts.
@@ -73,6 +81,7 @@ def fit(
             a few seconds before.
         NonFiniteLossError: If the objective became NaN or infinite; it carries the posterior of
             the last good state.
+        RankError: If another process of the run has died, failed or got stuck, with its number.
 
     Example:
         >>> import torch
@@ -84,6 +93,21 @@ def fit(
         >>> posterior["weights"].shape
         torch.Size([1, 1000, 1])
     """
+    with ranks().run(_remedy(out)):
+        return _fit(pair, data, method, seed, device, progress, out, resume)
+
+
+def _fit(
+    pair: Any,
+    data: Data,
+    method: Method,
+    seed: int,
+    device: str | torch.device,
+    progress: bool,
+    out: str | Path | None,
+    resume: bool,
+) -> Posterior:
+    progress = progress and ranks().first  # which speaks for all
     source = as_pair(pair)
     if not dataclasses.is_dataclass(method) or isinstance(method, type):
         raise _no_method(method)
@@ -91,25 +115,76 @@ def fit(
         msg = f"seed: expected a whole number from 0 to 2**32 - 1, got {seed}."
         raise ValueError(msg)
     target = _device(device)
-    bound = bind(source, data)
+    bound, loader = bind_data(source, data, seed, progress=progress)
+    if loader is not None and not getattr(method, "takes_batches", False):
+        raise _needs_all_data(type(method).__name__)
     problem = Problem(
-        own_copy(source), bound, target, seed, progress, facts=_facts(method, seed, target)
+        own_copy(source),
+        bound,
+        target,
+        seed,
+        progress,
+        loader=loader,
+        facts=_facts(method, seed, target),
     )
+    _agree(problem, method)
     if out is None:
         return _run(method, problem)
-    with only_writer(Path(out)):
+    with _only_writer(Path(out)):
         problem = _in_folder(Path(out), problem, method, resume)
+        ranks().barrier()  # before anyone writes there
         if problem.previous is not None and not problem.previous.checkpoint:
             return problem.previous
         return _run(method, problem)
+
+
+def _remedy(out: str | Path | None) -> str:
+    """Return what to do when a process has ended the run of all."""
+    if out is None:
+        return "Start them again; a run with out=... can be gone on with, by resume=True."
+    return f"Start them again with resume=True: what was done up to a few seconds ago is in {out}."
+
+
+def _agree(problem: Problem, method: Method) -> None:
+    """Make sure that all processes fit the same, with the parameters of the first one.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    here = ranks()
+    if here.size == 1:
+        return
+    own = identity_of(problem.pair, problem.data, method, problem.seed, problem.loader)
+    # Networks may have been made with other random weights.
+    own["parameter"] = {n: text.split(" with ")[0] for n, text in own["parameter"].items()}
+    found = differences(here.from_first(own), own)
+    if found:
+        msg = (
+            f"process {here.index} is to fit something else than process 0:\n  "
+            + "\n  ".join(found)
+            + "\nGive all of them the same: they share the work out among themselves. Data "
+            "that are simulated need a seed."
+        )
+        raise ValueError(msg)
+    here.broadcast_(list(problem.pair.state_dict().values()))
+
+
+def _only_writer(out: Path) -> AbstractContextManager[None]:
+    """Return the lock of a folder, which the first process holds for all."""
+    return only_writer(out) if ranks().first else contextlib.nullcontext()
 
 
 def extend(posterior: Posterior, draws: int, progress: bool) -> Posterior:
     """Go on with the chains of a posterior, as `Posterior.extend` describes."""
     check_count("draws", draws)
     method, seed = posterior.provenance.get("method"), posterior.provenance.get("seed", 0)
-    if not posterior.checkpoint:
-        if not posterior.is_mcmc:
+    if not posterior.checkpoint or not posterior.is_mcmc:
+        if posterior.is_point:
+            remedy = (
+                "It is one point, to which no draws can be added. For a distribution take NUTS(), "
+                'or SVI(guide="full_rank").'
+            )
+        elif not posterior.is_mcmc:
             remedy = "Draw from its guide: posterior.sample(draws=...)."
         elif posterior.interrupted:
             remedy = "It was interrupted: fit again, with out=... to be able to go on."
@@ -134,14 +209,16 @@ def extend(posterior: Posterior, draws: int, progress: bool) -> Posterior:
         data,
         target,
         seed,
-        progress,
+        progress and ranks().first,
         previous=posterior,
         prepared=True,
         facts=facts,
     )
     if not isinstance(posterior.draws, StoredDraws):
-        return _run(rebuilt, problem)
-    with only_writer(posterior.draws.path.parent):
+        with ranks().run(_remedy(None)):
+            return _run(rebuilt, problem)
+    folder = posterior.draws.path.parent
+    with ranks().run(_remedy(folder)), _only_writer(folder):
         return _run(rebuilt, problem)
 
 
@@ -159,13 +236,22 @@ def _run(method: Method, problem: Problem) -> Posterior:
     seconds = time.perf_counter() - problem.started
     if previous is not None:
         seconds += previous.provenance["seconds"]
+    facts = {
+        **problem.facts,
+        "dtype": str(result.dtype).removeprefix("torch."),
+        **result.facts,
+        "seconds": seconds,
+        "gradient_evaluations": result.gradient_evaluations,
+    }
+    if ranks().size > 1:
+        facts["processes"] = ranks().size
     cpu = torch.device("cpu")
     cast(work, None, cpu)
     posterior = Posterior(
         draws=result.draws,
         latents=tuple(result.draws) if result.latents is None else result.latents,
         pair=work,
-        data=problem.data if result.data is None else result.data,
+        data=None if problem.loader else problem.data if result.data is None else result.data,
         sample_stats=_on_cpu(result.sample_stats),
         is_mcmc=method.is_mcmc,
         guide=None if result.guide is None else result.guide.to(cpu),
@@ -173,27 +259,31 @@ def _run(method: Method, problem: Problem) -> Posterior:
         elbo=result.elbo,
         local_plate=result.local_plate,
         interrupted=result.interrupted,
-        provenance={
-            **problem.facts,
-            "dtype": str(result.dtype).removeprefix("torch."),
-            **result.facts,
-            "seconds": seconds,
-            "gradient_evaluations": result.gradient_evaluations,
-        },
+        provenance=ranks().from_first(facts),
         divergences=result.divergences,
         divergence_chain=result.divergence_chain,
         warnings=result.warnings,
         checkpoint=result.checkpoint,
     )
-    with isolated(problem.seed, result.dtype):
-        posterior = assemble(posterior)
+    try:
+        with isolated(problem.seed, result.dtype):
+            posterior = assemble(posterior, result.few)
+    except ValueError as error:
+        if result.failure is None:
+            raise
+        # What broke the loss breaks the model as well, and is what to know.
+        raise NonFiniteLossError(result.failure) from error
     if result.failure is not None:
         raise NonFiniteLossError(result.failure, posterior)
+    if not ranks().first:
+        ranks().barrier()
+        return posterior
     if isinstance(posterior.draws, StoredDraws):
         finish(posterior)
     elif problem.out is not None:
         # What the folder holds of the run so far is in memory by now.
-        save(posterior, problem.out, overwrite=previous is not None, identity=problem.identity)
+        save(posterior, problem.out, overwrite=True, identity=problem.identity)
+    ranks().barrier()  # the folder is complete
     if problem.progress:
         for warning in posterior.warnings:
             print(warning, file=sys.stderr)
@@ -213,7 +303,7 @@ def _in_folder(out: Path, problem: Problem, method: Method, resume: bool) -> Pro
         FileExistsError: If the folder is taken.
         ValueError: If the run there is another one.
     """
-    identity = identity_of(problem.pair, problem.data, method, problem.seed)
+    identity = identity_of(problem.pair, problem.data, method, problem.seed, problem.loader)
     problem = dataclasses.replace(problem, out=out, identity=identity)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return problem
@@ -236,7 +326,9 @@ def _in_folder(out: Path, problem: Problem, method: Method, resume: bool) -> Pro
     _check_identity(before, identity, method, out)
     previous = read(out, problem.pair)
     if previous is None:  # it was killed before its first checkpoint
-        shutil.rmtree(out)
+        ranks().barrier()  # all have looked
+        if ranks().first:
+            shutil.rmtree(out)
     elif previous.interrupted and not previous.checkpoint:
         msg = (
             f"out: {out} holds a run that was interrupted, and {type(method).__name__} has kept "
@@ -269,6 +361,13 @@ def _check_identity(
         raise ValueError(msg)
 
 
+def _needs_all_data(method: str) -> ValueError:
+    return ValueError(
+        f"{method} needs all of the data at once, and a loader gives mini-batches. Give tensors, "
+        'as in pg.fit(pair, {"x": x}, ...), or take SVI(guide="pair", epochs=10).'
+    )
+
+
 def _no_method(given: object) -> TypeError:
     """Return the error for what is no method, with the near ones where it is a name."""
     names = [name for name in _methods().__all__ if hasattr(getattr(_methods(), name), "run")]
@@ -291,9 +390,9 @@ def _methods() -> Any:
 
 def _device(device: str | torch.device) -> torch.device:
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        target = torch.device(device)
+        target = ranks().own_device(torch.device(device))
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError) as error:
         msg = f"device {str(device)!r} cannot be used: {error}. Give 'auto', 'cpu' or 'cuda'."

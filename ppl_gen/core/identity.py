@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from ppl_gen.core.arguments import move
+from ppl_gen.core.loader import BatchStream
 from ppl_gen.core.method import Method
 from ppl_gen.core.pair import cast, own_copy, pair_config, prepare
 from ppl_gen.core.posterior import Posterior
@@ -24,7 +26,11 @@ Identity = Mapping[str, Mapping[str, Any]]
 
 
 def identity_of(
-    pair: nn.Module, data: Mapping[str, Any], method: Method, seed: int
+    pair: nn.Module,
+    data: Mapping[str, Any],
+    method: Method,
+    seed: int,
+    loader: BatchStream | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return what a run depends on, as JSON values.
 
@@ -33,13 +39,14 @@ def identity_of(
         data: The data, as `bind` returns it.
         method: The method.
         seed: The seed.
+        loader: What gives mini-batches, of which `data` are the first.
 
     Returns:
         By kind (data, pair, parameter, site, option) and name, values or digests.
     """
     built_in = type(pair).__module__.startswith("ppl_gen.models")
     found = {
-        "data": {name: _described(value) for name, value in data.items()},
+        "data": _data(data, loader),
         "pair": {"class": type(pair).__name__} | (pair_config(pair) if built_in else {}),
         "parameter": {name: _described(value) for name, value in pair.state_dict().items()},
         "option": {"method": type(method).__name__, "seed": seed, **options_of(method)},
@@ -93,8 +100,20 @@ def options_of(method: Method) -> dict[str, Any]:
         if isinstance(value, Posterior):
             drawn = _digest(list(value.draws.values()))
             value = f"{str(value).splitlines()[0]} (draws {drawn})"
-        options[option.name] = value if isinstance(value, plain) else str(value)
+        options[option.name] = value if isinstance(value, plain) else _without_address(value)
     return options
+
+
+def _without_address(value: object) -> str:
+    """Return a value in words, without its place in memory, which is another one each time."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
+
+
+def _data(data: Mapping[str, Any], loader: BatchStream | None) -> dict[str, Any]:
+    if loader is None:
+        return {name: _described(value) for name, value in data.items()}
+    first = {f"{name} of the first batch": _described(value) for name, value in data.items()}
+    return {**first, "number of batches": loader.size.num_batches}
 
 
 def _described(value: Any) -> str:

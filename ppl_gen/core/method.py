@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
+    from ppl_gen.core.loader import BatchStream
     from ppl_gen.core.posterior import Posterior
 
 __all__ = ["Guide", "GuideDraws", "Method", "Problem", "Result"]
@@ -31,6 +32,7 @@ class Problem:
             cannot do so leaves it alone.
         identity: What the folder is to remember of the problem, for `resume`.
         previous: The posterior of an earlier part of the same run, to go on from.
+        loader: What gives mini-batches, if the data do; `data` are then the first of them.
         prepared: Whether the data went through the pair's `prepare` already.
         facts: What is known for the posterior's provenance before the run.
         started: Reading of `time.perf_counter` at which the user began to wait.
@@ -44,6 +46,7 @@ class Problem:
     out: Path | None = None
     identity: Mapping[str, Any] | None = None
     previous: Posterior | None = None
+    loader: BatchStream | None = None
     prepared: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
@@ -56,21 +59,25 @@ class GuideDraws:
     Args:
         values: Values of the latent sites by name, (draw, *site).
         log_prob: Log joint density of model and data at each draw, (draw,).
-        log_q: Log density of the guide at each draw, in the same space, (draw,).
+        log_q: Log density of the guide at each draw, in the same space, (draw,); None of a point,
+            which has none.
     """
 
     values: dict[str, torch.Tensor]
     log_prob: torch.Tensor
-    log_q: torch.Tensor
+    log_q: torch.Tensor | None
 
     @property
     def stats(self) -> dict[str, torch.Tensor]:
-        """Both densities as statistics of each draw, (draw,)."""
-        return {"lp": self.log_prob, "log_q": self.log_q}
+        """The densities as statistics of each draw, (draw,)."""
+        of_guide = {} if self.log_q is None else {"log_q": self.log_q}
+        return {"lp": self.log_prob, **of_guide}
 
     @property
-    def elbo(self) -> tuple[float, float]:
-        """The evidence lower bound and the Monte Carlo standard error of its estimate."""
+    def elbo(self) -> tuple[float, float] | None:
+        """The evidence lower bound and the Monte Carlo standard error of its estimate, if any."""
+        if self.log_q is None:
+            return None
         ratio = self.log_prob - self.log_q
         error = float(ratio.std()) / len(ratio) ** 0.5 if len(ratio) > 1 else float("nan")
         return float(ratio.mean()), error
@@ -100,6 +107,7 @@ class Result:
         data: The data that the draws belong to: prepared, and where it is stored.
         local_plate: Name of the mini-batched plate whose latent sites are not among the draws, if
             there are such: then the data, which may be very many, need not be prepared.
+        few: A few rows of mini-batched data, to look at the sites on; not prepared.
         guide: The guide, for a variational method.
         history: The loss after each step, for a variational method, (step,).
         elbo: Estimate of the evidence lower bound and its Monte Carlo standard error.
@@ -119,6 +127,7 @@ class Result:
     sample_stats: Mapping[str, torch.Tensor] = field(default_factory=dict)
     data: Mapping[str, Any] | None = None
     local_plate: str | None = None
+    few: Mapping[str, Any] | None = None
     guide: nn.Module | None = None
     history: torch.Tensor | None = None
     elbo: tuple[float, float] | None = None
@@ -134,7 +143,10 @@ class Result:
 
 
 class Method(Protocol):
-    """An inference method: a frozen dataclass of options with one entry point."""
+    """An inference method: a frozen dataclass of options with one entry point.
+
+    One that takes the data of a loader says so by an attribute `takes_batches` that is true.
+    """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 

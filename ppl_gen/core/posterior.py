@@ -53,7 +53,8 @@ class Posterior:
         latents: Names of the latent sites among them.
         observed: Names of the observed sites.
         pair: The trained copy of the pair; None for one loaded without it.
-        data: The data that the draws belong to; None where a loaded posterior holds none.
+        data: The data that the draws belong to; None where a loader gave them, or a loaded
+            posterior holds none.
         dims: Names of each site's axes, after chain and draw.
         coords: Labels along the axes that plates name.
         sample_stats: One number for each draw, by ArviZ's names, (chain, draw).
@@ -123,6 +124,13 @@ class Posterior:
         )
 
     @property
+    def is_point(self) -> bool:
+        """Whether it is one point, such as the mode, and no distribution."""
+        if self.is_mcmc or self.num_draws != 1:
+            return False
+        return self.guide is None or getattr(self.guide, "is_point", False)
+
+    @property
     def num_chains(self) -> int:
         """Number of chains; 1 for a variational posterior."""
         return next((shape[0] for shape in self._shapes.values()), 1)
@@ -153,10 +161,16 @@ class Posterior:
             A posterior of one chain with those draws.
 
         Raises:
-            ValueError: If the posterior has no guide (MCMC), or pair or data are missing.
+            ValueError: If the posterior has no guide (MCMC, EM), or pair or data are missing.
         """
         if self.guide is None:
             msg = "an MCMC posterior has its draws and no guide: use posterior.draws."
+            if self.is_point:
+                method = self.provenance.get("method", "this method")
+                msg = (
+                    f"a posterior by {method} is one point, posterior.draws, and has no guide to "
+                    'draw from. For a distribution take NUTS(), or SVI(guide="full_rank").'
+                )
             raise ValueError(msg)
         check_count("draws", draws)
         with isolated(seed, self._dtype):
@@ -382,7 +396,7 @@ class Posterior:
         """Write the posterior to a folder: zarr, safetensors and JSON, never pickle.
 
         `xarray.open_zarr(path / "draws.zarr", group="posterior", consolidated=False)` reads the
-        draws; other groups are sample_stats and divergences.
+        draws; other groups are sample_stats and divergences. Of many processes the first writes.
 
         Args:
             path: The folder, which must not exist yet.
@@ -395,9 +409,10 @@ class Posterior:
             FileExistsError: If the folder exists.
             OSError: If it cannot be written.
         """
+        from ppl_gen.core.ranks import ranks
         from ppl_gen.core.store import save
 
-        return save(self, Path(path), overwrite=overwrite)
+        return save(self, Path(path), overwrite=overwrite) if ranks().first else Path(path)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -479,12 +494,15 @@ class Outline:
     observed: tuple[str, ...]
 
     @classmethod
-    def of(cls, posterior: Posterior) -> Outline:
-        """Return the outline of a posterior whose pair, data and latents are known."""
-        if posterior.local_plate is not None:
-            # Only a few rows are needed to see the sites, and all of them may be very many.
-            few = dataclasses.replace(posterior, data=_first_rows(posterior))
-            pair, data = few._prepared(None)
+    def of(cls, posterior: Posterior, few: Mapping[str, Any] | None = None) -> Outline:
+        """Return the outline of a posterior whose pair, data and latents are known.
+
+        Args:
+            posterior: The posterior.
+            few: A few rows of data that are taken in mini-batches, and may be very many.
+        """
+        if few is not None:
+            pair, data = dataclasses.replace(posterior, data=few)._prepared(None)
         else:
             pair, data = posterior._run_on(None)
         found = trace_sites(pair, data)
@@ -521,13 +539,14 @@ class Outline:
         }
 
 
-def assemble(posterior: Posterior) -> Posterior:
+def assemble(posterior: Posterior, few: Mapping[str, Any] | None = None) -> Posterior:
     """Return a posterior with its deterministic sites, dims and coords filled in from the model.
 
     Args:
         posterior: One with draws of its latent sites, its pair and data.
+        few: A few rows of data that are taken in mini-batches.
     """
-    outline = Outline.of(posterior)
+    outline = Outline.of(posterior, few)
     draws = posterior.draws
     if not isinstance(draws, StoredDraws):
         draws = {name: value.cpu() for name, value in draws.items()}
@@ -573,18 +592,6 @@ def _check_drawable(sites: Mapping[str, Site], names: Iterable[str]) -> None:
     for name in names:
         if not sites[name].drawable:
             raise not_drawable(sites[name])
-
-
-def _first_rows(posterior: Posterior) -> dict[str, Any]:
-    data = dict(posterior.data or {})
-    sizes = [len(v) for v in data.values() if isinstance(v, torch.Tensor) and v.ndim]
-    longest = max(sizes, default=0)
-    return {
-        name: value[:2]
-        if isinstance(value, torch.Tensor) and value.ndim and len(value) == longest
-        else value
-        for name, value in data.items()
-    }
 
 
 def _thin(draws: torch.Tensor, count: int | None) -> torch.Tensor:

@@ -76,6 +76,7 @@ class Site:
         value: The value of that run.
         enumerable: Whether its distribution has a finite support that can be enumerated.
         drawable: Whether its distribution can be drawn from.
+        marked: Whether it asks, by `infer={"enumerate": "parallel"}`, for the sum over its values.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Site:
     value: torch.Tensor
     enumerable: bool = False
     drawable: bool = True
+    marked: bool = False
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -352,6 +354,7 @@ class _Record(Messenger):
             value=value.detach(),
             enumerable=function.has_enumerate_support,
             drawable=not _has_no_sampler(_base(function)),
+            marked=msg["infer"].get("enumerate") == "parallel",
         )
 
 

@@ -10,10 +10,17 @@ import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 
-from ppl_gen.core import Pair
-from ppl_gen.core.minibatch import MiniBatches, split
+from ppl_gen.core import Pair, fit
+from ppl_gen.core.minibatch import MiniBatches, ScalePlate, split
 from ppl_gen.core.pair import as_pair
-from ppl_gen.inference import SVI
+from ppl_gen.inference import (
+    ELBO,
+    SVI,
+    ImportanceWeighted,
+    Renyi,
+    ReweightedWakeSleep,
+)
+from ppl_gen.inference.bounds import Objective
 from ppl_gen.inference.objectives import PairObjective
 
 N, BATCH = 10, 4  # batches of 4, 4 and 2
@@ -67,14 +74,14 @@ def test_scaling_each_batch_by_its_own_size_is_found_wrong() -> None:
     pair = Line("subsample_size")
     whole = gradient(pair, data(), None)
     batches = MiniBatches(data(), ("x", "y"), "data", N, BATCH)
-    parts = [gradient(pair, batch, None) for batch in batches.epoch(shuffle=False)]
+    parts = [gradient(pair, batch, None) for batch in batches.epoch()]
     assert (torch.stack(parts).mean(0) - whole).abs().max() > 0.1
 
 
 def test_an_epoch_has_each_row_once() -> None:
     rows = {"x": torch.arange(N), "other": torch.zeros(3)}
     batches = MiniBatches(rows, ("x",), "data", N, BATCH)
-    epoch = [batch["x"] for batch in batches.epoch()]
+    epoch = [batch["x"] for batch in batches.epoch(1)]
     assert [len(batch) for batch in epoch] == [4, 4, 2]
     assert sorted(torch.cat(epoch).tolist()) == list(range(N))
     assert torch.cat(epoch).tolist() != list(range(N))
@@ -94,8 +101,96 @@ def test_the_plate_over_the_data_is_found_among_others() -> None:
     assert split(as_pair(model), values, 2, "group").names == ("groups",)
     with pytest.raises(ValueError, match=r"plate 'row' is not over.*Did you mean 'rows'"):
         split(as_pair(model), values, BATCH, "row")
-    with pytest.raises(ValueError, match="larger than the data, which has 10 rows"):
+    with pytest.raises(ValueError, match=r"larger than the data, which has 10 rows. Give at most"):
         split(as_pair(model), values, 11)
+    # A plate without data is not taken for that of the rows, whichever comes first.
+    assert split(as_pair(model), dict(reversed(values.items())), 2).plate == "rows"
+
+
+def test_the_order_of_an_epoch_follows_from_the_seed_and_its_number() -> None:
+    batches = MiniBatches({"x": torch.arange(N)}, ("x",), "data", N, BATCH)
+
+    def order(*epoch: int) -> list[int]:
+        return torch.cat([batch["x"] for batch in batches.epoch(*epoch)]).tolist()
+
+    state = torch.get_rng_state()
+    orders = [order(number, seed) for number in (1, 2) for seed in (0, 1)]
+    assert len({tuple(rows) for rows in orders}) == 4
+    assert order(2, 1) == orders[-1]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert order() == list(range(N))
+
+
+class Codes(Pair):
+    """A latent for each row, which the guide knows for certain: every objective is exact."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([0.4, 0.7], dtype=torch.float64))
+
+    def model(self, x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+            pyro.sample("x", dist.Normal(self.weight[0] * z, 0.5), obs=x)
+
+    def guide(self, x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(self.weight[1] * x))
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        ELBO(),
+        ELBO(beta=0.5),
+        ELBO(sticking=True),
+        ImportanceWeighted(3),
+        Renyi(0.5, 3),
+        ReweightedWakeSleep(3),
+    ],
+    ids=repr,
+)
+def test_a_short_last_batch_counts_for_its_rows_under_every_objective(objective: Objective) -> None:
+    pair = Codes()
+    x = data()["x"].double()
+
+    def loss(batch: dict[str, Any], scale: ScalePlate | None) -> torch.Tensor:
+        target = PairObjective(pair, batch, 1, scale, objective)
+        value = target.loss(batch, progress=0.5)
+        found = torch.autograd.grad(value, list(pair.parameters()), allow_unused=True)
+        return torch.cat([value.detach().reshape(1), *(g for g in found if g is not None)])
+
+    batches = MiniBatches({"x": x}, ("x",), "data", N, BATCH)
+    whole = loss({"x": x}, None)
+    parts = [loss(batch, batches.scale) for batch in batches.epoch()]
+    assert whole.shape == (3,)
+    torch.testing.assert_close(torch.stack(parts).mean(0), whole)
+    # The negative control: each batch scaled by N over its own size.
+    sizes = [len(batch["x"]) for batch in batches.epoch()]
+    own = [loss(b, ScalePlate("data", N / n)) for b, n in zip(batches.epoch(), sizes, strict=True)]
+    assert (torch.stack(own).mean(0) - whole).abs().max() > 0.1
+
+
+def test_a_plate_that_draws_rows_of_its_own_is_refused() -> None:
+    """Its 3 rows would count for 3 of those of the mini-batch, which are more."""
+
+    def model(x: torch.Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), subsample_size=3) as index:
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x[index])
+
+    with pytest.raises(ValueError, match=r"plate 'data' draws rows of its own.*subsample_size out"):
+        split(as_pair(model), {"x": torch.zeros(N)}, 5)
+
+
+def test_a_plate_of_a_fixed_size_is_refused() -> None:
+    def model(x: torch.Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", N):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match=r"(?s)cannot be run .* have to follow the rows"):
+        split(as_pair(model), {"x": torch.zeros(N)}, BATCH)
 
 
 def test_a_model_without_a_plate_over_its_rows_is_refused() -> None:
@@ -110,8 +205,9 @@ def test_a_model_without_a_plate_over_its_rows_is_refused() -> None:
 
 
 def test_options_of_mini_batches() -> None:
-    with pytest.raises(ValueError, match="give batch_size"):
-        SVI(epochs=3)
+    for options in ({"epochs": 3}, {"plate": "data"}):
+        with pytest.raises(ValueError, match="give batch_size"):
+            fit(Line(), data(), SVI(guide="pair", **options), progress=False)
     with pytest.raises(ValueError, match="give one of them"):
         SVI(epochs=3, steps=4, batch_size=2)
 
