@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
 from functools import partial
-from types import FrameType
 from typing import Protocol
 
 import torch
 from threadpoolctl import threadpool_limits
 
 from ppl_gen.core.compiler.compiled import processors
+from ppl_gen.core.ranks import ranks
+from ppl_gen.inference.interrupt import deferred_interrupt
 from ppl_gen.inference.mcmc.metric import Kind, Rule
 from ppl_gen.inference.mcmc.state import Phase, State
 from ppl_gen.inference.mcmc.warmup import Stage, compare, meeting, update_metric
@@ -63,8 +64,35 @@ class Sink(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _Status:
+    """How far chains are.
+
+    Args:
+        unfinished: Whether one of them has still to go on.
+        interrupted: Whether the user wants them to stop.
+        gone_on: Whether one of them has gone on from where all are to meet.
+        waiting: Whether all that are not done wait there.
+    """
+
+    unfinished: bool
+    interrupted: bool
+    gone_on: bool
+    waiting: bool
+
+
+def _of_all_ranks(own: _Status) -> _Status:
+    """Return how far the chains of all ranks are."""
+    each = ranks().joined(torch.tensor([astuple(own)], device="cpu"))
+    unfinished, interrupted, gone_on, _ = each.any(dim=0).tolist()
+    return _Status(unfinished, interrupted, gone_on, bool(each[:, 3].all()))
+
+
 class Driver:
-    """Runs chains to their end.
+    """Runs chains to their end, those of other ranks in step.
+
+    In each round the chains go on until they are done, until they wait for all others, or until the
+    sink wants them to stand still. Ranks tell each other after each round how far they are.
 
     Args:
         engine: What advances them.
@@ -74,6 +102,7 @@ class Driver:
         metric: The form of the metric.
         rule: How it is estimated.
         sink: What takes their draws.
+        chains: Number of chains, those of other ranks included.
     """
 
     def __init__(
@@ -85,11 +114,12 @@ class Driver:
         metric: Kind,
         rule: Rule,
         sink: Sink,
+        chains: int,
     ) -> None:
         self.engine = engine
         self.state = state
         self.stages = {stage.stop: stage for stage in stages}
-        self.meeting = meeting(stages, int((state.phase != Phase.DONE).sum()))
+        self.meeting = meeting(stages, chains)
         self.first = state.warmup + state.thinning
         self.last = state.warmup + draws * state.thinning
         self.metric: Kind = metric
@@ -121,56 +151,62 @@ class Driver:
                     self.state.phase[chain] = Phase.WAITING
 
     def run(self, report: Callable[[], None]) -> bool:
-        """Run until all chains are done, and their draws taken.
+        """Run until all chains are done, those of other ranks too, and their draws taken.
 
         Args:
             report: Called a few times a second.
 
         Returns:
             Whether the user stopped it before.
+
+        Raises:
+            RankError: If another rank has died or failed.
         """
         self._interrupted = False
         # Metrics are estimated in threads of our own: more of them would wait for each other.
         wide = self.state.dim >= _WIDE
         one_each = threadpool_limits(1, "blas") if wide else contextlib.nullcontext()
-        with one_each, self._deferred_interrupt():
-            while not self._interrupted and (groups := self._unfinished()):
-                self._meet()
+        with one_each, deferred_interrupt(self._stop):
+            while (now := self._status(report)).unfinished and not now.interrupted:
+                self._meet(now)
                 pending: queue.SimpleQueue[int] = queue.SimpleQueue()
+                groups = self._unfinished()
                 for group in groups:
                     pending.put(group)
                 self._stopped.clear()
                 count = min(len(groups), processors())
                 self._do([partial(self._work, pending)] * count, report)
                 self._do([self.sink.rest], report)
-        return self._interrupted and bool(self._unfinished())
+        return now.interrupted and now.unfinished
 
-    @contextlib.contextmanager
-    def _deferred_interrupt(self) -> Iterator[None]:
-        """Let Ctrl-C stop the chains where they can go on later; a second one stops at once."""
+    def _status(self, report: Callable[[], None]) -> _Status:
+        """Return how far the chains of all ranks are."""
+        found = [self._own_status()]
+        if ranks().size > 1:
+            self._do([lambda: found.append(_of_all_ranks(found[0]))], report)
+        return found[-1]
 
-        def stop(number: int, frame: FrameType | None) -> None:
-            if self._interrupted:
-                signal.default_int_handler(number, frame)
-            self._interrupted = True
-            self._stopped.set()
+    def _own_status(self) -> _Status:
+        phase = self.state.phase
+        going = phase != Phase.DONE
+        gone_on = waiting = False
+        if self.meeting is not None:
+            ahead = self.state.transition - self.meeting.stop
+            gone_on = bool(((ahead > 0) | (ahead == 0) & (phase <= Phase.MOVING)).any())
+            waiting = bool((ahead[going] == 0).all())
+        return _Status(bool(going.any()), self._interrupted, gone_on, waiting)
 
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        if not in_main_thread or signal.getsignal(signal.SIGINT) != signal.default_int_handler:
-            yield
-            return
-        signal.signal(signal.SIGINT, stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+    def _stop(self) -> None:
+        """Let the chains stop where they can go on later."""
+        self._interrupted = True
+        self._stopped.set()
 
     def _unfinished(self) -> list[int]:
         size = self.engine.group_size
         done = (self.state.phase == Phase.DONE).view(-1, size).all(dim=-1)
         return [group for group, all_done in enumerate(done.tolist()) if not all_done]
 
-    def _meet(self) -> None:
+    def _meet(self, now: _Status) -> None:
         """Compare the chains once all of them wait where they meet, and let them go on.
 
         A run that is resumed just then compares them again, to no effect; one of which a chain has
@@ -178,11 +214,10 @@ class Driver:
         """
         if self.meeting is None or self._have_met:
             return
-        phase, ahead = self.state.phase, self.state.transition - self.meeting.stop
-        going = (phase != Phase.DONE).nonzero().squeeze(-1)
-        if bool(((ahead > 0) | (ahead == 0) & (phase <= Phase.MOVING)).any()):
+        if now.gone_on:
             self._have_met = True
-        elif bool((ahead[going] == 0).all()):
+        elif now.waiting:
+            going = (self.state.phase != Phase.DONE).nonzero().squeeze(-1)
             compare(self.state, going.tolist(), self.meeting.window)
             self._have_met = True
 
@@ -198,6 +233,7 @@ class Driver:
                 pause = min(1.1 * pause, 0.02)
                 if time.perf_counter() - reported > _REPORT_SECONDS:
                     reported = time.perf_counter()
+                    ranks().check()
                     report()
                 if self._interrupted or self.sink.due():
                     self._stopped.set()

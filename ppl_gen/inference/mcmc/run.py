@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from ppl_gen.core.archive import StoredDraws
 from ppl_gen.core.arguments import move
 from ppl_gen.core.evaluation import Evaluate, compiled, eagerly
 from ppl_gen.core.posterior import Outline
+from ppl_gen.core.ranks import ranks
 from ppl_gen.core.scope import isolated
 from ppl_gen.core.store import RESUME, Run, chains_of
 from ppl_gen.inference.mcmc.advice import advice
@@ -33,6 +35,7 @@ from ppl_gen.inference.mcmc.stream import (
 )
 from ppl_gen.inference.mcmc.warmup import set_metric, stages
 from ppl_gen.inference.progress import announced
+from ppl_gen.inference.start import refuse_constant
 
 if TYPE_CHECKING:
     from ppl_gen.inference.mcmc.methods import Chains
@@ -77,8 +80,11 @@ def run(method: Chains, problem: Problem) -> Result:
         device=problem.device,
         prepared=problem.prepared,
     )
+    mine = _my_chains(method)
     previous = problem.previous
-    if previous is not None:
+    if previous is None:
+        refuse_constant(density)
+    else:
         check_same(density, previous)
         # One that was killed after its last draw has still to be finished.
         if int(previous.checkpoint["written"].min()) >= method.draws and not previous.interrupted:
@@ -90,13 +96,15 @@ def run(method: Chains, problem: Problem) -> Result:
         native = compiled(density, lanes) if wanted else None
     compile_seconds = time.perf_counter() - began
     name = "eager" if native is None else "compiled"
+    _check_engines(name)
     kind = method.metric_for(density.dim)
-    state = _new_state(density, method, kind, 1 if native is None else native.lanes)
+    state = _new_state(density, method, kind, mine, 1 if native is None else native.lanes)
     if previous is None:
-        _first_state(state, density, method, kind, eagerly(density) if native is None else native)
+        evaluate = eagerly(density) if native is None else native
+        _first_state(state, density, method, kind, mine, evaluate)
     else:
         _check_engine(name, previous)
-        restore(state, previous.checkpoint)
+        restore(state, previous.checkpoint, mine)
     engine: Engine
     if native is not None:
         from ppl_gen.inference.mcmc.native import NativeEngine
@@ -106,17 +114,25 @@ def run(method: Chains, problem: Problem) -> Result:
         from ppl_gen.inference.mcmc.eager import EagerEngine
 
         engine = EagerEngine(density, state)
-    stream = _stream(density, method, problem, state, name)
+    stream = _stream(density, method, problem, state, mine, name)
     driver = Driver(
-        engine, state, stages(method.warmup), method.draws, kind, method.adaptation, stream
+        engine,
+        state,
+        stages(method.warmup),
+        method.draws,
+        kind,
+        method.adaptation,
+        stream,
+        method.chains,
     )
     if previous is None:
         driver.start()
     else:
-        driver.go_on(method.chains)
-    with ChainProgress(
-        type(method).__name__, state, method.chains, method.draws, enabled=problem.progress
-    ) as bar:
+        driver.go_on(len(mine))
+    title = type(method).__name__
+    if ranks().size > 1:
+        title += f", rank 0 of {ranks().size}"
+    with ChainProgress(title, state, len(mine), method.draws, enabled=problem.progress) as bar:
         try:
             interrupted = driver.run(bar.update)
         except OSError as error:
@@ -129,8 +145,30 @@ def run(method: Chains, problem: Problem) -> Result:
     return _result(density, method, stream, interrupted, facts)
 
 
+def _my_chains(method: Chains) -> range:
+    """Return which chains are those of this rank.
+
+    Raises:
+        ValueError: If there are not enough for all ranks.
+    """
+    size = ranks().size
+    if method.chains < size:
+        name = type(method).__name__
+        msg = (
+            f"chains: {method.chains} chains cannot be spread over {size} processes. Give each "
+            f"at least one, as in {name}(chains={size}), or start fewer processes."
+        )
+        raise ValueError(msg)
+    return ranks().share(method.chains)
+
+
 def _stream(
-    density: LogDensity, method: Chains, problem: Problem, state: State, engine: str
+    density: LogDensity,
+    method: Chains,
+    problem: Problem,
+    state: State,
+    mine: range,
+    engine: str,
 ) -> Stream:
     """Return what takes the draws, to a folder where one is given, else to memory."""
     previous = problem.previous
@@ -166,21 +204,28 @@ def _stream(
     folder = problem.out
     if previous is not None and isinstance(previous.draws, StoredDraws):
         folder = previous.draws.path.parent
-        keeper = Run.reopen(folder, method.draws)
+        keeper = _folder(folder, lambda path: Run.reopen(path, method.draws))
     elif folder is not None:
-        keeper = Run.create(folder, posterior, problem.identity, groups)
+        keeper = _folder(folder, lambda path: Run.create(path, posterior, problem.identity, groups))
     else:
         keeper = Memory(groups, previous)
     spent = 0.0 if previous is None else float(previous.provenance["seconds"])
     return Stream(
         state,
-        method.chains,
+        mine,
         values,
         keeper,
         folder=folder,
         earlier={} if previous is None else previous.checkpoint,
         zero=problem.started - spent,
     )
+
+
+def _folder(path: Path, opened: Callable[[Path], Run]) -> Run:
+    """Return the folder of a run, opened by the first rank and then by all."""
+    run = opened(path) if ranks().first else None
+    ranks().barrier()
+    return Run(path) if run is None else run
 
 
 def _room(example: Mapping[str, torch.Tensor], chains: int, draws: int) -> dict[str, torch.Tensor]:
@@ -225,6 +270,23 @@ def check_same(density: LogDensity, previous: Posterior) -> None:
             raise ValueError(msg)
 
 
+def _check_engines(name: str) -> None:
+    """Refuse ranks of which only some can compile: the others would take many times as long.
+
+    Raises:
+        ValueError: If there are such.
+    """
+    names = [part.decode() for part in ranks().gather(name.encode())]
+    if len(set(names)) > 1:
+        eager = names.index("eager")
+        msg = (
+            f"engine: the model is compiled on process {names.index('compiled')}, and cannot be on "
+            f"process {eager}. See that there is a C++ compiler on its machine, or give "
+            'engine="eager".'
+        )
+        raise ValueError(msg)
+
+
 def _check_engine(engine: str, previous: Posterior) -> None:
     before = previous.provenance["engine"]
     if engine != before:
@@ -240,15 +302,21 @@ def _lanes(chains: int, dim: int) -> int:
     return 8 if chains > 4 else 4 if dim <= _MANY else 2
 
 
-def _new_state(density: LogDensity, method: Chains, kind: Kind, lanes: int) -> State:
+def _padded(chains: int, lanes: int) -> int:
+    """Return the number of chains in whole groups."""
+    return -(-chains // lanes) * lanes
+
+
+def _new_state(density: LogDensity, method: Chains, kind: Kind, mine: range, lanes: int) -> State:
     dim = density.dim
-    chains = -(-method.chains // lanes) * lanes
+    # That of all ranks: what a chain does must not depend on how many ranks there are.
+    chains = _padded(method.chains, lanes)
     memory = min(method.warmup, max(50, _WINDOW_BYTES // (16 * dim * chains)))
     row = 8 * (dim + len(Statistic)) * chains
     return new_state(
         density.device,
         dim=dim,
-        chains=chains,
+        chains=_padded(len(mine), lanes),
         warmup=method.warmup,
         thinning=method.thinning,
         kernel=int(method.kernel),
@@ -266,19 +334,25 @@ def _new_state(density: LogDensity, method: Chains, kind: Kind, lanes: int) -> S
 
 
 def _first_state(
-    state: State, density: LogDensity, method: Chains, kind: Kind, evaluate: Evaluate
+    state: State,
+    density: LogDensity,
+    method: Chains,
+    kind: Kind,
+    mine: range,
+    evaluate: Evaluate,
 ) -> None:
-    """Put the chains to their start points."""
-    points, values, gradients = start_points(density, evaluate, method.chains, method.init)
-    state.key[:] = torch.randint(2**62, (state.chains,))
+    """Put the chains to their start points; every rank finds those of all, and takes its own."""
+    found = start_points(density, evaluate, method.chains, method.init)
+    points, values, gradients = (rows[mine.start : mine.stop] for rows in found)
+    chains = slice(0, len(mine))
+    state.key[chains] = torch.randint(2**62, (method.chains,))[mine.start : mine.stop]
     state.scale[:] = 1.0
     state.step_size[:] = 2.4 / state.dim**0.5 if method.kernel == Kernel.RANDOM_WALK else 1.0
-    state.phase[method.chains :] = Phase.DONE
-    chains = slice(0, method.chains)
+    state.phase[len(mine) :] = Phase.DONE
     state.tree_position[chains] = points
     state.tree_log_prob[chains] = values
     state.tree_gradient[chains] = gradients
-    for chain in range(method.chains):
+    for chain in range(len(mine)):
         gradient = gradients[chain].cpu()
         set_metric(state, chain, first_metric(density, kind, state.max_rank, gradient, method.init))
 
@@ -290,7 +364,9 @@ def _result(
     interrupted: bool,
     facts: dict[str, Any],
 ) -> Result:
-    counts = stream.written.tolist()
+    stream.keeper.complete(stream.chains)
+    checkpoint = stream.checkpoint()
+    counts = checkpoint["written"].tolist()
     if min(counts) == 0:
         msg = f"{type(method).__name__} was interrupted in warm-up: there are no draws to keep yet."
         if stream.folder is not None:
@@ -298,7 +374,12 @@ def _result(
         raise KeyboardInterrupt(msg)
     draws = stream.keeper.read("posterior", counts)
     statistics = stream.keeper.read("sample_stats", counts)
-    divergences = stream.keeper.joined("divergences", stream.divergences_written.tolist())
+    divergent = checkpoint["divergences_written"].tolist()
+    divergences = stream.keeper.joined("divergences", divergent)
+    said: tuple[str, ...] = ()
+    if ranks().first:
+        abandoned = checkpoint["abandoned"]
+        said = _advice(density, method, draws, statistics, divergences, abandoned)
     # Chains in memory whose surplus is dropped have no place to go on from.
     lost = interrupted and stream.folder is None
     return Result(
@@ -306,13 +387,13 @@ def _result(
         latents=tuple(density.sites),
         sample_stats=statistics,
         data=density.data,
-        gradient_evaluations=int(stream.state.evaluations[: method.chains].sum()),
+        gradient_evaluations=int(checkpoint["evaluations"].sum()),
         interrupted=interrupted,
         dtype=method.dtype,
         divergences=divergences,
-        divergence_chain=chains_of(stream.divergences_written.tolist()),
-        checkpoint={} if lost else stream.checkpoint(),
-        warnings=_advice(density, method, draws, statistics, divergences, stream.state.abandoned),
+        divergence_chain=chains_of(divergent),
+        checkpoint={} if lost else checkpoint,
+        warnings=tuple(ranks().from_first(said)),
         facts=facts,
     )
 
@@ -345,5 +426,5 @@ def _advice(
         target_accept=method.target_accept,
         max_tree_depth=getattr(method, "max_tree_depth", None),
         improper=improper,
-        abandoned=abandoned[: method.chains].tolist(),
+        abandoned=abandoned.tolist(),
     )

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from safetensors.torch import load, save
 
 from ppl_gen.core import LogDensity, Posterior
 from ppl_gen.core.arguments import num_bytes
 from ppl_gen.core.draws import map_draws
 from ppl_gen.core.posterior import Outline
+from ppl_gen.core.ranks import ranks
 from ppl_gen.core.scope import default_dtype
 from ppl_gen.core.store import RESUME
 from ppl_gen.inference.mcmc.state import Kernel, Phase, State, Statistic
@@ -156,6 +158,14 @@ class Keeper(Protocol):
         """Keep where the chains are, where it is a folder."""
         ...
 
+    def complete(self, chains: range) -> None:
+        """Make the draws of all ranks readable on each of them.
+
+        Args:
+            chains: The chains of this rank.
+        """
+        ...
+
     def read(self, group: str, counts: Sequence[int]) -> Mapping[str, torch.Tensor]:
         """Return the draws that all chains have of a group, (chain, draw, *site)."""
         ...
@@ -200,6 +210,13 @@ class Memory:
     def save_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Do nothing: what is in memory cannot be gone on with after the process has ended."""
 
+    def complete(self, chains: range) -> None:
+        """Fetch the draws of the chains of other ranks."""
+        self._groups = {
+            group: {s: ranks().joined(v[chains.start : chains.stop]) for s, v in sites.items()}
+            for group, sites in self._groups.items()
+        }
+
     def read(self, group: str, counts: Sequence[int]) -> dict[str, torch.Tensor]:
         """Return the draws that all chains have."""
         whole = min(counts)
@@ -222,19 +239,19 @@ class Stream:
 
     Args:
         state: The chains.
-        chains: Number of them that are real; the others fill up a group.
+        chains: The numbers of the chains of this rank; others in the state fill up a group.
         values: From unconstrained draws to values of sites.
         keeper: Where they are kept.
         folder: The folder that it is, if it is one: where the chains are is kept there as well,
-            from time to time.
-        earlier: The checkpoint that the run went on from, if it did.
+            from time to time, by the first rank for all.
+        earlier: The checkpoint that the run went on from, if it did, of the chains of all ranks.
         zero: Reading of `time.perf_counter` at which the run's clock was at zero.
     """
 
     def __init__(
         self,
         state: State,
-        chains: int,
+        chains: range,
         values: SiteValues,
         keeper: Keeper,
         *,
@@ -248,32 +265,33 @@ class Stream:
         self._values = values
         self.folder = folder
         self._zero = zero
-        none = torch.zeros(chains, dtype=torch.int64)
-        self.written = earlier.get("written", none).clone()
-        self.divergences_written = earlier.get("divergences_written", none).clone()
+        none = torch.zeros(chains.stop, dtype=torch.int64, device="cpu")
+        mine = slice(chains.start, chains.stop)
+        self.written = earlier.get("written", none)[mine].clone()
+        self.divergences_written = earlier.get("divergences_written", none)[mine].clone()
         self._safe = int(self.written.min())
         self._lock = threading.Lock()
         self._next = time.perf_counter() + _CHECKPOINT_SECONDS
 
     def take(self, chain: int) -> None:
         """Take away the draws of a chain, which stands still."""
-        if chain >= self.chains:
+        if chain >= len(self.chains):
             return
-        state = self.state
+        state, number = self.state, self.chains[chain]
         with self._lock:
             kept, start = int(state.kept[chain]), int(self.written[chain])
             if kept:
                 values = self._values(state.draws[chain, :kept], start)
-                self.keeper.write("posterior", chain, start, values)
+                self.keeper.write("posterior", number, start, values)
                 statistics = statistics_of(state.statistics[chain, :kept], state.kernel)
-                self.keeper.write("sample_stats", chain, start, statistics)
+                self.keeper.write("sample_stats", number, start, statistics)
                 self.written[chain] += kept
                 state.kept[chain] = 0
             start = int(self.divergences_written[chain])
             stop = min(int(state.divergences[chain]), state.divergence_capacity)
             if stop > start:
                 values = self._values(state.divergence_positions[chain, start:stop], start)
-                self.keeper.write("divergences", chain, start, values)
+                self.keeper.write("divergences", number, start, values)
                 self.divergences_written[chain] = stop
 
     def due(self) -> bool:
@@ -283,13 +301,19 @@ class Stream:
     def rest(self) -> None:
         """Take away all draws, and then keep where the chains are; they all stand still."""
         started = time.perf_counter()
-        for chain in range(self.chains):
+        for chain in range(len(self.chains)):
             self.take(chain)
+        here = ranks()
         if self.folder is not None:
-            self.keeper.save_state(self.checkpoint())
+            checkpoint = self.checkpoint(everywhere=False)
+            if here.first:
+                self.keeper.save_state(checkpoint)
         self._safe = int(self.written.min())
         now = time.perf_counter()
-        self._next = now + max(_CHECKPOINT_SECONDS, (now - started) / _CHECKPOINT_SHARE)
+        pause = max(_CHECKPOINT_SECONDS, (now - started) / _CHECKPOINT_SHARE)
+        if self.folder is not None:
+            pause = here.from_first(pause)  # lest ranks wait for each other the next time
+        self._next = now + pause
 
     def explained(self, error: OSError) -> OSError:
         """Return an error of writing with what was kept, and what to do.
@@ -306,22 +330,32 @@ class Stream:
             f"there; then {RESUME}",
         )
 
-    def checkpoint(self) -> dict[str, torch.Tensor]:
-        """Return all that the rest of the run depends on, draws taken away."""
-        state = self.state
+    def checkpoint(self, *, everywhere: bool = True) -> dict[str, torch.Tensor]:
+        """Return all that the rest of the run depends on, draws taken away, of all ranks' chains.
+
+        Args:
+            everywhere: Whether all ranks get it; else all but the first get nothing.
+        """
+        own = self._own_checkpoint()
+        if ranks().size == 1:
+            return own
+        return _joined([load(part) for part in ranks().gather(save(own), everywhere=everywhere)])
+
+    def _own_checkpoint(self) -> dict[str, torch.Tensor]:
+        state, mine = self.state, slice(0, len(self.chains))
         left_out = set(_TAKEN_AWAY)
-        if bool((state.transition[: self.chains] >= state.warmup).all()):
+        if bool((state.transition[mine] >= state.warmup).all()):
             left_out |= _WARMUP_ONLY
-        if bool((state.phase[: self.chains] == Phase.DONE).all()):
+        if bool((state.phase[mine] == Phase.DONE).all()):
             left_out |= _IN_PROGRESS
         tensors = {
-            field.name: getattr(state, field.name).cpu()
+            field.name: getattr(state, field.name)[mine].cpu()
             for field in fields(State)
             if isinstance(getattr(state, field.name), torch.Tensor) and field.name not in left_out
         }
         # Of tensors that fill up row by row, what is filled.
         filled = {"divergence_positions": self.divergences_written}
-        filled |= dict.fromkeys(_WARMUP_ONLY, state.remembered)
+        filled |= dict.fromkeys(_WARMUP_ONLY, state.remembered[mine])
         for name in filled.keys() & tensors.keys():
             tensors[name] = tensors[name][:, : int(filled[name].max())].clone()
         tensors["written"] = self.written.clone()
@@ -331,15 +365,44 @@ class Stream:
         return tensors
 
 
-def restore(state: State, checkpoint: Mapping[str, torch.Tensor]) -> None:
+def _joined(parts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Return the checkpoint of the chains of all ranks.
+
+    A rank leaves out what its own chains need no more, and of rows that fill up those beyond.
+
+    Args:
+        parts: The checkpoint of each rank's chains.
+    """
+    joined: dict[str, torch.Tensor] = {}
+    for name, some in {name: value for part in parts for name, value in part.items()}.items():
+        if some.ndim == 0:
+            joined[name] = parts[0][name]
+            continue
+        rows = [
+            part.get(name, some.new_zeros(len(part["written"]), *some.shape[1:])) for part in parts
+        ]
+        if some.ndim > 1:
+            length = max(value.shape[1] for value in rows)
+            for i, value in enumerate(rows):
+                rows[i] = value.new_zeros(len(value), length, *value.shape[2:])
+                rows[i][:, : value.shape[1]] = value
+        joined[name] = torch.cat(rows)
+    return joined
+
+
+def restore(state: State, checkpoint: Mapping[str, torch.Tensor], chains: range) -> None:
     """Put chains to where they were.
 
     Args:
         state: The chains, new.
-        checkpoint: What `Stream.checkpoint` returned of a run with the same options.
+        checkpoint: What `Stream.checkpoint` returned of a run with the same options, on any number
+            of ranks.
+        chains: Which of its chains they are; others in the state fill up a group.
     """
+    state.phase[len(chains) :] = Phase.DONE
     for field in fields(State):
         value = checkpoint.get(field.name)
         if value is not None:
-            target = getattr(state, field.name)
-            (target if value.ndim == 1 else target[:, : value.shape[1]]).copy_(value)
+            rows = value[chains.start : chains.stop]
+            target = getattr(state, field.name)[: len(chains)]
+            (target if value.ndim == 1 else target[:, : value.shape[1]]).copy_(rows)

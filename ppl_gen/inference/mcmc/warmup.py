@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+from safetensors.torch import load, save
 
+from ppl_gen.core.ranks import ranks
 from ppl_gen.inference.mcmc.metric import Dense, Kind, LowRank, Metric, Rule, estimate
 from ppl_gen.inference.mcmc.modes import LEAST_CHAINS, LEAST_DRAWS, Restart, restarts
 from ppl_gen.inference.mcmc.state import MetricKind, State
@@ -77,25 +80,45 @@ def meeting(stages: list[Stage], chains: int) -> Stage | None:
 def compare(state: State, chains: list[int], window: int) -> None:
     """Start the chains again that are where the posterior has no weight, from where others are.
 
-    Warm-up may do what it likes: the draws come from transitions made afterwards.
+    Warm-up may do what it likes: the draws come from transitions made afterwards. Chains of other
+    ranks take part: all ranks call this together.
 
     Args:
         state: The chains, which all stand still after the same transition.
         chains: Those that are compared.
         window: Number of draws that they are compared by.
     """
-    rows = [state.window_log_probs[c, _latest(state, c, window)].cpu().numpy() for c in chains]
-    volumes = np.array([_log_volume(state, c) for c in chains])
-    for restart in restarts(np.stack(rows), volumes, state.dim):
-        _start_again(state, chains, restart)
+    # All of them have made as many transitions, so that their rows are of one length.
+    length = min(window, state.memory)
+    rows = torch.zeros(len(chains), length, dtype=torch.float64, device="cpu")
+    for row, chain in zip(rows, chains, strict=True):
+        row[:] = state.window_log_probs[chain, _latest(state, chain, length)]
+    logs = [_log_volume(state, c) for c in chains]
+    volumes = torch.tensor(logs, dtype=torch.float64, device="cpu")
+    here = ranks()
+    before = here.joined(torch.tensor([len(chains)], device="cpu"))[: here.index].sum()
+    places = {int(before) + i: chain for i, chain in enumerate(chains)}
+    for restart in restarts(here.joined(rows).numpy(), here.joined(volumes).numpy(), state.dim):
+        _start_again(state, places, restart)
 
 
-def _start_again(state: State, chains: list[int], restart: Restart) -> None:
-    chain, donor = chains[restart.chain], chains[restart.donor]
-    for field in fields(State):
-        value = getattr(state, field.name)
-        if isinstance(value, torch.Tensor) and field.name not in _OWN:
-            value[chain] = value[donor]
+def _start_again(state: State, places: Mapping[int, int], restart: Restart) -> None:
+    """Start a chain again from where another one is, of this rank or of another.
+
+    Args:
+        state: The chains of this rank.
+        places: Where they are in it, by their numbers among those of all ranks.
+        restart: Which of all chains, and from which.
+    """
+    names = [f.name for f in fields(State) if isinstance(getattr(state, f.name), torch.Tensor)]
+    names = [name for name in names if name not in _OWN]
+    donor, chain = places.get(restart.donor), places.get(restart.chain)
+    values = {} if donor is None else {n: getattr(state, n)[donor].cpu().clone() for n in names}
+    parts = [load(content) for content in ranks().gather(save(values))]
+    if chain is None:
+        return
+    for name, value in {name: value for part in parts for name, value in part.items()}.items():
+        getattr(state, name)[chain] = value
     state.abandoned[chain] = restart.log_weight
 
 

@@ -127,3 +127,11 @@ def test_an_unknown_start_names_the_choices() -> None:
     with pytest.raises(ValueError, match=r"unknown init 'priors'.*Did you mean 'prior'"):
         NUTS(init="priors")  # type: ignore[arg-type]
     assert isinstance(fit(improper, {}, NUTS(draws=5, warmup=5), progress=False), Posterior)
+
+
+def test_a_density_that_depends_on_nothing_is_refused() -> None:
+    def nothing() -> None:
+        pyro.sample("x", dist.ImproperUniform(dist.constraints.real, (), ()))
+
+    with pytest.raises(ValueError, match="the log density is the same whatever the values of 'x'"):
+        fit(nothing, {}, NUTS(chains=1, draws=2, warmup=2), progress=False)
