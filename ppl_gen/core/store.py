@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,10 @@ _MANIFEST = "posterior.json"
 _DRAWS = "draws.zarr"
 _WEIGHTS = "weights.safetensors"
 _DATA = "data.safetensors"
-# Where the chains are, of a run by MCMC; the losses, of one by SVI.
+# Where the chains are, of a run by MCMC; the losses, of one by SVI, or where its training is.
 _STATE = "state.safetensors"
+# The checkpoint before it, in case that it is damaged.
+_EARLIER_STATE = "state.earlier.safetensors"
 _HISTORY = "history.loss"
 _AXES = {
     "posterior": ("chain", "draw"),
@@ -68,7 +71,8 @@ def save(
         identity: What the run depended on, for `fit(resume=True)`.
     """
     path = Path(path)
-    if path.exists() and not (overwrite and (path / _MANIFEST).is_file()):
+    in_use = path.exists() and not (path.is_dir() and not any(path.iterdir()))
+    if in_use and not (overwrite and (path / _MANIFEST).is_file()):
         remedy = "Choose another folder, or remove it."
         if (path / _MANIFEST).is_file():
             remedy = "Choose another folder, or pass overwrite=True to replace the posterior in it."
@@ -94,8 +98,13 @@ def _new_folder(path: Path) -> Iterator[Path]:
         scratch.chmod(0o755)
         yield scratch
         if path.exists():
-            shutil.rmtree(path)
-        os.replace(scratch, path)
+            # Set aside first: there is never a folder of which a part is gone already.
+            aside = scratch.with_name(f"{scratch.name}.old")
+            os.replace(path, aside)
+            os.replace(scratch, path)
+            shutil.rmtree(aside)
+        else:
+            os.replace(scratch, path)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
@@ -140,17 +149,25 @@ class Run:
         return cls(path)
 
     @classmethod
-    def reopen(cls, path: Path, draws: int) -> Run:
-        """Open the folder of a run that is to go on, up to so many draws of each chain."""
+    def reopen(cls, path: Path, draws: int | None = None) -> Run:
+        """Open the folder of a run that is to go on, up to so many draws of each chain.
+
+        Args:
+            path: The folder.
+            draws: Number of draws of each chain; None: of a run that makes none as it goes.
+        """
         run = cls(path)
         manifest = _read_manifest(path)
         # From now on the folder is that of a run in progress, whatever becomes of this one.
         manifest["counts"] = None
         manifest["files"] = {n: d for n, d in manifest["files"].items() if n in (_WEIGHTS, _DATA)}
-        if manifest["identity"] is not None:
-            manifest["identity"]["option"]["draws"] = draws
-        manifest["provenance"]["options"]["draws"] = draws
+        if draws is not None:
+            if manifest["identity"] is not None:
+                manifest["identity"]["option"]["draws"] = draws
+            manifest["provenance"]["options"]["draws"] = draws
         _replace(path / _MANIFEST, _json(manifest))
+        if draws is None:
+            return run
         for group in ("posterior", "sample_stats"):
             run._archive.grow(group, draws)
         return run
@@ -160,8 +177,13 @@ class Run:
         self._archive.write(group, chain, start, values)
 
     def save_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Keep where the chains are, in one step, after their draws."""
+        """Keep where the run is, in one step, after its draws; the state before it is kept too."""
+        if (self.path / _STATE).is_file():
+            os.replace(self.path / _STATE, self.path / _EARLIER_STATE)
         _write_state(self.path, state)
+
+    def complete(self, chains: range) -> None:
+        """Do nothing: what other ranks have written in the folder can be read there."""
 
     def read(self, group: str, counts: Sequence[int]) -> StoredDraws:
         """Return what was written of a group, to be read from disk."""
@@ -218,8 +240,9 @@ def load(path: str | Path, pair: Any = None) -> Posterior:
     """
     path = Path(path)
     posterior = read(path, pair)
-    if posterior is None or (posterior.checkpoint and posterior.num_draws == 0):
-        msg = f"the run in {path} has no draws yet: it was stopped in its warm-up. {RESUME}"
+    in_progress = _read_manifest(path)["counts"] is None
+    if posterior is None or (in_progress and posterior.num_draws == 0):
+        msg = f"the run in {path} has no draws yet: it was stopped before the first. {RESUME}"
         raise LoadError(msg)
     return posterior
 
@@ -227,8 +250,8 @@ def load(path: str | Path, pair: Any = None) -> Posterior:
 def read(path: Path, pair: Any = None) -> Posterior | None:
     """Read a posterior as `load` does, also one without draws; None before a first checkpoint."""
     manifest = _read_manifest(path)
-    state = _read_tensors(path / _STATE)
     counts = manifest["counts"]
+    state = _read_tensors(path / _STATE) if counts is not None else _last_state(path)
     provenance = manifest["provenance"]
     if counts is None:
         if "written" not in state:
@@ -274,6 +297,25 @@ def read(path: Path, pair: Any = None) -> Posterior | None:
         warnings=tuple(manifest["warnings"]),
         checkpoint=state,
     )
+
+
+def _last_state(path: Path) -> dict[str, torch.Tensor]:
+    """Return the last checkpoint of a run in progress that can be read.
+
+    Raises:
+        LoadError: If none can.
+    """
+    try:
+        return _read_tensors(path / _STATE)
+    except LoadError as error:
+        if not (path / _EARLIER_STATE).is_file():
+            raise
+        state = _read_tensors(path / _EARLIER_STATE)
+        if (path / _STATE).is_file():  # else it was killed between two checkpoints
+            warnings.warn(
+                f"{error}. The checkpoint before it is used.", RuntimeWarning, stacklevel=4
+            )
+        return state
 
 
 def identity_in(path: Path) -> dict[str, dict[str, Any]] | None:
@@ -442,7 +484,8 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
     try:
         # A run in progress replaces its state, and may do so while a file is being opened.
-        return load(path.read_bytes()) if path.name == _STATE else dict(load_file(path))
+        changing = path.name in (_STATE, _EARLIER_STATE)
+        return load(path.read_bytes()) if changing else dict(load_file(path))
     except (SafetensorError, OSError) as error:
         msg = f"the posterior in {path.parent} is damaged: {path.name}: {error}"
         raise LoadError(msg) from error

@@ -14,7 +14,6 @@ from pyro.distributions.util import scale_and_mask
 from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine.messenger import Messenger
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ppl_gen.core.discrete import EnumeratedRun, enumeration_dim, run_enumerated
@@ -27,6 +26,7 @@ from ppl_gen.core.scope import unchecked
 from ppl_gen.core.structure import Site
 from ppl_gen.inference.bounds import Objective, ReweightedWakeSleep
 from ppl_gen.inference.elbo import Messages, Sites, log_prob, negative_elbo, same_order
+from ppl_gen.inference.together import OwnNoise
 
 __all__ = [
     "Paths",
@@ -226,9 +226,7 @@ class WeightedBound:
         if plate is not None:
             # What the plate itself scales is taken back: it belongs outside of the logarithm.
             self.handler = ScalePlate(plate, 1)
-            self.row_scale = (
-                _scale_of(plate, self.model_sites) if scale is None else scale.num_batches
-            )
+            self.row_scale = _scale_of(plate, self.model_sites) if scale is None else scale.factor
         self.outside = [n for n, s in self.guide_sites.items() if plate and not s.inside(plate)]
         if self.wake and self.outside:
             raise SiteError(
@@ -283,7 +281,7 @@ class WeightedBound:
             return stacked
 
         def one(some: Mapping[str, torch.Tensor], blank: torch.Tensor) -> _Out:
-            with nullcontext() if values else _OwnNoise(blank):
+            with nullcontext() if values else OwnNoise(blank):
                 return function(some)
 
         together = torch.func.vmap(one, randomness="different")
@@ -453,35 +451,6 @@ class WeightedBound:
                 found.append((q, p))
         together, alone = (tree_leaves(parts) for parts in found)
         return all(_same(a, b) for a, b in zip(together, alone, strict=True))
-
-
-class _OwnNoise(TorchFunctionMode):
-    """Makes empty tensors those of each draw, under `vmap`.
-
-    PyTorch's distributions fill an empty tensor with noise in place, which `vmap` refuses for a
-    tensor that all draws would share.
-
-    Args:
-        like: A batched tensor.
-    """
-
-    def __init__(self, like: torch.Tensor) -> None:
-        super().__init__()
-        self.like = like
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Run an operator of torch; see `TorchFunctionMode`."""
-        given = dict(kwargs or {})
-        if func is torch.empty and isinstance(args[0], torch.Size | tuple | list):
-            given = {"dtype": torch.get_default_dtype()} | {
-                name: value for name, value in given.items() if value is not None
-            }
-            return self.like.new_empty(args[0], **given)
-        if func is torch.Tensor.new and len(args) == 2 and isinstance(args[1], torch.Size):
-            return self.like.new_empty(args[1], dtype=args[0].dtype, device=args[0].device)
-        return func(*args, **given)
 
 
 def row_plate(

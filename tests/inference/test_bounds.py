@@ -172,7 +172,8 @@ def test_a_schedule_is_told_the_share_of_the_steps_that_are_done() -> None:
 
     method = SVI(guide="pair", objective=ELBO(beta=schedule), steps=5, draws=2)
     fit(Amortized(), {"y": LOCAL}, method, progress=False)
-    assert told == [0.0, 0.2, 0.4, 0.6, 0.8]
+    # In order, and some twice: what is recorded of a step is compared with a run of the pair.
+    assert list(dict.fromkeys(told)) == [0.0, 0.2, 0.4, 0.6, 0.8]
 
 
 POINTS = torch.tensor([-2.4, -1.1, -1.9, 0.2, -1.4, 2.1, 1.3, 2.6, -0.8, 1.7, -2.0, 0.9])

@@ -291,7 +291,7 @@ def test_an_epoch_of_mini_batches_is_the_whole(kind: type[Pair]) -> None:
     x = torch.linspace(-2.0, 2.0, 7)
     batches = MiniBatches({"x": x}, ("x",), "data", 7, 3)
     of_epoch = []
-    for batch in batches.epoch(shuffle=False):
+    for batch in batches.epoch():
         scale = batches.scale
         of_epoch.append(estimates(pair, batch, ImportanceWeighted(3), 100, scale=scale))
     whole = estimates(pair, {"x": x}, ImportanceWeighted(3), 100)
@@ -319,7 +319,7 @@ def test_scales_inside_of_the_logarithm_exceed_the_evidence() -> None:
     batches = MiniBatches({"x": x}, ("x",), "data", 8, 1)
     pyros = RenyiELBO(alpha=0.0, num_particles=20)
     wrong, right = [], []
-    for batch in batches.epoch(shuffle=False):
+    for batch in batches.epoch():
         target = PairObjective(pair, batch, 8, batches.scale, objective=ImportanceWeighted(20))
         losses = []
         for _ in range(8):

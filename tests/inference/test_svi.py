@@ -165,6 +165,7 @@ class Fragile(Amortized):
             pyro.sample("z", dist.Normal(self.slope * y * broken, self.log_scale.exp()))
 
 
+@pytest.mark.filterwarnings("ignore:.*runs model and guide anew")  # for its counter
 def test_a_non_finite_loss_stops_and_keeps_the_last_good_state() -> None:
     method = SVI(guide="pair", batch_size=4, epochs=10)
     with pytest.raises(
