@@ -27,6 +27,7 @@ from ppl_gen.core import NonFiniteLossError
 from ppl_gen.data import DatasetUnavailableError, load_images
 from ppl_gen.inference import SVI, EpochInfo
 from ppl_gen.models import VAE
+from ppl_gen.report.images import draw_images
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -276,20 +277,20 @@ def draw_reconstructions(path: Path, pair: VAE, test: torch.Tensor, labels: torc
     for number in range(3):
         chosen = test[one_of_each(labels, number)]
         rows += [gray(chosen, pair), gray(pair.reconstruct(chosen), pair)]
-    save_grid(
-        path,
+    figure = draw_images(
         torch.stack(rows),
         "Test images and their reconstructions",
         row_labels=["image", "reconstruction"] * 3,
         rows_together=2,
     )
+    save(figure, path)
 
 
 def draw_prior_samples(path: Path, pair: VAE) -> None:
     """Draw the mean images of latents from the prior."""
     z = torch.randn(100, pair.latent_size, generator=torch.Generator().manual_seed(0))
     images = gray(pair.mean_image(z), pair).unflatten(0, (10, 10))
-    save_grid(path, images, "Samples from the prior (mean images)")
+    save(draw_images(images, "Samples from the prior (mean images)"), path)
 
 
 def draw_traversal(path: Path, pair: VAE, test: torch.Tensor) -> None:
@@ -300,13 +301,13 @@ def draw_traversal(path: Path, pair: VAE, test: torch.Tensor) -> None:
     z = torch.zeros(len(order), len(values), pair.latent_size)
     for position, latent in enumerate(order):
         z[position, :, latent] = values
-    save_grid(
-        path,
+    figure = draw_images(
         gray(pair.mean_image(z), pair),
         "Traversal of single latents, the others at 0",
         row_labels=[f"z[{int(i)}]  KL {float(kl[i]):.2f}" for i in order],
         column_labels=[f"{float(value):+.1f}" for value in values],
     )
+    save(figure, path)
 
 
 def draw_interpolation(path: Path, pair: VAE, test: torch.Tensor, labels: torch.Tensor) -> None:
@@ -317,12 +318,12 @@ def draw_interpolation(path: Path, pair: VAE, test: torch.Tensor, labels: torch.
     between = torch.lerp(first[:, None], last[:, None], steps[:, None])
     made = pair.mean_image(between)
     images = torch.cat([start[:, None], made, end[:, None]], dim=1)
-    save_grid(
-        path,
+    figure = draw_images(
         gray(images, pair),
         "Interpolation between the latents of two test images",
         column_labels=["image", *[f"{float(step):.3g}" for step in steps], "image"],
     )
+    save(figure, path)
 
 
 def draw_latent_map(path: Path, pair: VAE, test: torch.Tensor, labels: torch.Tensor) -> None:
@@ -387,59 +388,9 @@ def draw_loss_curve(path: Path, log: list[dict[str, float]]) -> None:
     save(figure, path)
 
 
-def save_grid(
-    path: Path,
-    images: torch.Tensor,
-    title: str,
-    *,
-    row_labels: Sequence[str] = (),
-    column_labels: Sequence[str] = (),
-    rows_together: int = 1,
-) -> None:
-    """Write images `(rows, columns, height, width)` in [0, 1] as one picture.
-
-    Args:
-        path: The PNG file.
-        images: The images.
-        title: What they are.
-        row_labels: One for each row, or none.
-        column_labels: One for each column, or none.
-        rows_together: Number of rows without a wider gap between them.
-    """
-    from matplotlib.figure import Figure
-
-    rows, columns, height, width = images.shape
-    gap = max(1, height // 14)
-    tops = [
-        row * (height + gap) + row // rows_together * 3 * gap * (rows_together > 1)
-        for row in range(rows)
-    ]
-    lefts = [column * (width + gap) for column in range(columns)]
-    # What no image covers stays NaN, which is drawn in the colour of the figure.
-    canvas = torch.full((tops[-1] + height, lefts[-1] + width), math.nan)
-    for row, top in enumerate(tops):
-        for column, left in enumerate(lefts):
-            canvas[top : top + height, left : left + width] = images[row, column]
-
-    inches = 7.0 / canvas.shape[1]
-    side = 1.3 if row_labels else 0.2
-    figure = Figure(figsize=(7.0 + side, canvas.shape[0] * inches + 0.7), layout="constrained")
-    axes = figure.add_subplot()
-    axes.imshow(canvas.numpy(), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
-    axes.set_title(title)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0, labelsize=8, labeltop=True, labelbottom=False)
-    axes.set_yticks([top + height / 2 for top in tops] if row_labels else [], list(row_labels))
-    axes.set_xticks(
-        [left + width / 2 for left in lefts] if column_labels else [], list(column_labels)
-    )
-    save(figure, path)
-
-
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure without any of pyplot's global state."""
+    """Write a figure."""
     figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.15)
-    figure.clear()
 
 
 def gray(images: torch.Tensor, pair: VAE) -> torch.Tensor:

@@ -42,7 +42,8 @@ def pointwise_log_likelihood(
     """
     discrete = [site for site in sites.values() if site.kind == "discrete"]
     observed = [site for site in sites.values() if site.kind == "observed"]
-    _check_pointwise(discrete, observed)
+    reached_by = {site.name: _reaching(discrete, site) for site in observed}
+    _check_pointwise(discrete, observed, reached_by)
     model = model_of(pair)
     first_dim = enumeration_dim(sites)
     nesting = 0 if first_dim is None else -1 - first_dim
@@ -50,39 +51,49 @@ def pointwise_log_likelihood(
         model = enumerating(model, first_dim)
     with torch.no_grad(), unchecked(), AnswerParams(pair), Replay(values):
         trace = poutine.trace(model).get_trace(**data)
-    prior: torch.Tensor | float = 0.0
     terms: dict[str, torch.Tensor] = {}
     for name, msg in trace.nodes.items():
         if msg["type"] != "sample" or kind_of(msg) not in ("discrete", "observed"):
             continue
         function: Any = msg["fn"]
         term = function.log_prob(msg["value"], *msg["args"], **msg["kwargs"])
-        term = scale_and_mask(term, 1.0, msg["mask"])
-        if kind_of(msg) == "discrete":
-            prior = prior + term
-        else:
-            terms[name] = term
+        terms[name] = scale_and_mask(term, 1.0, msg["mask"])
+    found: dict[str, torch.Tensor] = {}
     for site in observed:
-        joint = terms[site.name] + prior
+        joint = terms[site.name]
+        for latent in reached_by[site.name]:
+            joint = joint + terms[latent.name]
         extra = joint.ndim - nesting
-        if discrete and extra > 0:
+        if reached_by[site.name] and extra > 0:
             joint = joint.flatten(0, extra - 1).logsumexp(0)
         batch = site.shape[: len(site.shape) - site.event_dim]
-        terms[site.name] = joint.reshape(joint.shape[joint.ndim - len(batch) :]).expand(batch)
-    return terms
+        found[site.name] = joint.reshape(joint.shape[joint.ndim - len(batch) :]).expand(batch)
+    return found
 
 
-def _check_pointwise(discrete: list[Site], observed: list[Site]) -> None:
-    if not discrete:
-        return
-    names = ", ".join(site.name for site in discrete)
-    if len(observed) > 1:
-        msg = f"the observed sites share the discrete latents {names}: there is no pointwise term."
-        raise ValueError(msg)
+def _reaching(discrete: list[Site], observed: Site) -> list[Site]:
+    """Return the latents that a site can depend on: none that is in a plate which it is not in."""
+    return [site for site in discrete if all(observed.inside(plate.name) for plate in site.plates)]
 
+
+def _check_pointwise(
+    discrete: list[Site], observed: list[Site], reached_by: Mapping[str, list[Site]]
+) -> None:
     def rows(site: Site) -> tuple[set[str], tuple[int, ...]]:
         return {p.name for p in site.plates}, site.shape[: len(site.shape) - site.event_dim]
 
-    if any(rows(site) != rows(observed[0]) for site in discrete):
-        msg = f"the discrete latents {names} tie observations together: there is no pointwise term."
-        raise ValueError(msg)
+    for latent in discrete:
+        reached = [site for site in observed if latent in reached_by[site.name]]
+        if len(reached) > 1:
+            names = ", ".join(site.name for site in reached)
+            msg = (
+                f"the observed sites {names} share the discrete latent {latent.name}: there is no "
+                "pointwise term."
+            )
+            raise ValueError(msg)
+        if any(rows(site) != rows(latent) for site in reached):
+            msg = (
+                f"the discrete latent {latent.name} ties observations together: there is no "
+                "pointwise term."
+            )
+            raise ValueError(msg)

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from ppl_gen.core.errors import SiteError
 
-__all__ = ["check_features", "check_positive", "check_size", "check_target"]
+__all__ = [
+    "check_classes",
+    "check_condition",
+    "check_features",
+    "check_positive",
+    "check_size",
+    "check_sizes",
+    "check_target",
+    "check_weight",
+]
 
 
 def check_size(name: str, value: Any) -> None:
@@ -34,6 +44,33 @@ def check_size(name: str, value: Any) -> None:
         raise ValueError(msg)
 
 
+def check_sizes(name: str, values: Any, least: int = 1) -> tuple[int, ...]:
+    """Return positive integers as a tuple.
+
+    Args:
+        name: Name of the constructor argument.
+        values: What was given.
+        least: How many there have to be at least.
+
+    Raises:
+        TypeError: If it is no sequence of integers.
+        ValueError: If there are fewer, or one of them is smaller than 1.
+
+    Example:
+        >>> check_sizes("hidden_sizes", [400, 200])
+        (400, 200)
+    """
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        msg = f"{name}: expected a tuple of positive integers, got {values!r}. Write ({values},)."
+        raise TypeError(msg)
+    for i, value in enumerate(values):
+        check_size(f"{name}[{i}]", value)
+    if len(values) < least:
+        msg = f"{name}: expected at least {least} number, got {values!r}."
+        raise ValueError(msg)
+    return tuple(values)
+
+
 def check_positive(name: str, value: Any) -> None:
     """Refuse a scale, rate or concentration that is not a positive finite number.
 
@@ -53,6 +90,28 @@ def check_positive(name: str, value: Any) -> None:
         raise TypeError(msg)
     if not (math.isfinite(value) and value > 0):
         msg = f"{name}: expected a positive finite number, got {value}. Give a value above zero."
+        raise ValueError(msg)
+
+
+def check_weight(name: str, value: Any) -> None:
+    """Refuse the weight of a term that is not a finite number of at least 0.
+
+    Args:
+        name: Name of the constructor argument.
+        value: What was given.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is negative, infinite or NaN.
+
+    Example:
+        >>> check_weight("alpha", 0.0)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        msg = f"{name}: expected a number of at least 0, got {value!r}. Give a plain float."
+        raise TypeError(msg)
+    if not (math.isfinite(value) and value >= 0):
+        msg = f"{name}: expected a finite number of at least 0, got {value}."
         raise ValueError(msg)
 
 
@@ -134,3 +193,80 @@ def check_target(name: str, value: Any, length: int, source: str) -> None:
             else f"Give '{source}' and '{name}' equally many rows."
         )
         raise SiteError(name, expected=expected, got=f"shape {tuple(value.shape)}", remedy=remedy)
+
+
+def check_condition(
+    name: str, value: Any, size: int, length: int | None = None, source: str = ""
+) -> None:
+    """Refuse data that are neither classes nor vectors of a condition.
+
+    Args:
+        name: Name of the data argument.
+        value: What was given; expected are integers `(n,)` from 0 to `size` - 1, or real numbers
+            `(n, size)`, with `n >= 1`.
+        size: Number of classes, or size of the vectors.
+        length: Length of another argument that it goes along with; None if there is none.
+        source: Name of that argument.
+
+    Raises:
+        SiteError: If it is anything else.
+
+    Example:
+        >>> check_condition("y", torch.tensor([0, 2]), size=3)
+    """
+    rows = "n" if length is None else str(length)
+    expected = f"integers of shape ({rows},) or real numbers of shape ({rows}, {size})"
+    if not isinstance(value, torch.Tensor):
+        raise SiteError(
+            name,
+            expected=expected,
+            got=type(value).__name__,
+            remedy=f"Write torch.as_tensor({name}).",
+        )
+    got = f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+    if value.ndim == 0 or len(value) == 0 or (length is not None and len(value) != length):
+        remedy = (
+            f"Give '{source}' and '{name}' equally many rows." if source else "Give at least one."
+        )
+        raise SiteError(name, expected=expected, got=got, remedy=remedy)
+    if value.is_floating_point() and value.ndim == 1:
+        remedy = f"Write {name}.long() for classes, {name}[:, None] for one number each."
+        raise SiteError(name, expected=expected, got=got, remedy=remedy)
+    classes = not (value.is_floating_point() or value.dtype == torch.bool)
+    if value.dtype == torch.bool and value.ndim == 1:
+        remedy = f"Write {name}.long() for classes."
+        raise SiteError(name, expected=expected, got=got, remedy=remedy)
+    if classes and value.ndim > 1:
+        remedy = f"Write {name}.float() for vectors of zeros and ones."
+        if value.shape[1:].numel() == 1:
+            remedy = f"Write {name}.flatten() for classes."
+        raise SiteError(name, expected=expected, got=got, remedy=remedy)
+    if not classes and (value.ndim != 2 or value.shape[1] != size or value.dtype == torch.bool):
+        remedy = "Give vectors of that size as floats, or create the pair for another one."
+        raise SiteError(name, expected=expected, got=got, remedy=remedy)
+    if classes:
+        check_classes(name, value, size)
+
+
+def check_classes(name: str, value: torch.Tensor, size: int) -> None:
+    """Refuse classes out of range.
+
+    Args:
+        name: Name of the data argument.
+        value: Integers, `(n,)`.
+        size: Number of classes.
+
+    Raises:
+        SiteError: If one is negative or too large.
+
+    Example:
+        >>> check_classes("y", torch.tensor([0, 2]), size=3)
+    """
+    low, high = (int(v) for v in torch.aminmax(value))
+    if low < 0 or high >= size:
+        raise SiteError(
+            name,
+            expected=f"classes from 0 to {size - 1}",
+            got=f"{low} to {high}",
+            remedy="Number them from 0 on, or create the pair for more classes.",
+        )

@@ -2,55 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
-import torch.nn.functional as F
-from torch import nn
 
-from ppl_gen.core.errors import SiteError, unknown
 from ppl_gen.core.pair import Pair
-from ppl_gen.models.checks import check_positive, check_size
-from ppl_gen.models.networks import (
-    ConvolutionalDecoder,
-    ConvolutionalEncoder,
-    MLPDecoder,
-    MLPEncoder,
+from ppl_gen.models.checks import check_positive, check_size, check_sizes
+from ppl_gen.models.networks import image_decoder, image_encoder
+from ppl_gen.models.pixels import PixelLikelihood
+from ppl_gen.models.scoring import (
+    ElboTerms,
+    Encoded,
+    elbo_terms,
+    importance_log_likelihood,
+    rows_at_once,
 )
 
 __all__ = ["VAE", "ElboTerms"]
-
-_LIKELIHOODS = ("bernoulli", "binarized", "gaussian", "categorical")
-_NETWORKS = ("mlp", "convolutional")
-
-# Pixels that are the same in every image would let a Gaussian's density grow without bound; half
-# a grey level of 8 bits is as sharp as such pixels can be known.
-_LEAST_SCALE = 0.5 / 255
-_FIRST_SCALE = 0.2
-
-# Values that one layer may hold at a time where many latents are decoded: 4 MiB in float32.
-_CHUNK = 2**20
-
-
-class ElboTerms(NamedTuple):
-    """The two parts of the negative evidence lower bound, for each image, in nats.
-
-    Args:
-        reconstruction: `-log p(x | z)` at one draw of `z` from the guide, `(n,)`.
-        kl: Kullback-Leibler divergence from the prior to the guide, in closed form, `(n,)`.
-    """
-
-    reconstruction: torch.Tensor
-    kl: torch.Tensor
-
-    @property
-    def negative_elbo(self) -> torch.Tensor:
-        """Their sum, whatever `beta` is, `(n,)`."""
-        return self.reconstruction + self.kl
 
 
 class VAE(Pair):
@@ -92,6 +63,7 @@ class VAE(Pair):
         num_categories: Number of values of a pixel, for "categorical". The decoder gives so many
             numbers for each pixel, which is slow and large for many categories.
         channels: Numbers of channels, for "convolutional".
+        pixel_scale: Scale (a standard deviation) that "gaussian" pixels start from.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -123,50 +95,34 @@ class VAE(Pair):
         beta: float = 1.0,
         num_categories: int = 256,
         channels: Sequence[int] = (32, 64),
+        pixel_scale: float = 0.2,
     ) -> None:
         super().__init__()
-        self.image_shape = _sizes("image_shape", image_shape)
+        self.image_shape = check_sizes("image_shape", image_shape)
         check_size("latent_size", latent_size)
         self.latent_size = latent_size
-        self.hidden_sizes = _sizes("hidden_sizes", hidden_sizes, least=0)
-        if likelihood not in _LIKELIHOODS:
-            raise unknown("likelihood", likelihood, _LIKELIHOODS)
+        self.hidden_sizes = check_sizes("hidden_sizes", hidden_sizes, least=0)
         self.likelihood = likelihood
-        if network not in _NETWORKS:
-            raise unknown("network", network, _NETWORKS)
         self.network = network
         check_positive("beta", beta)
         self.beta = beta
-        check_size("num_categories", num_categories)
-        if num_categories < 2:
-            msg = f"num_categories: expected at least 2, got {num_categories}."
-            raise ValueError(msg)
         self.num_categories = num_categories
-        self.channels = _sizes("channels", channels)
+        self.channels = check_sizes("channels", channels)
+        self.pixel_scale = pixel_scale
 
-        outputs = num_categories if likelihood == "categorical" else 1
+        self.pixels = PixelLikelihood(likelihood, self.image_shape, num_categories, pixel_scale)
         # Location and scale come from one layer: one product instead of two.
-        self.encoder: nn.Module
-        self.decoder: MLPDecoder | ConvolutionalDecoder
-        if network == "mlp":
-            self.encoder = MLPEncoder(self.image_shape, self.hidden_sizes, 2 * latent_size)
-            self.decoder = MLPDecoder(
-                latent_size, self.hidden_sizes[::-1], self.image_shape, outputs
-            )
-        else:
-            self.encoder = ConvolutionalEncoder(
-                self.image_shape, self.channels, self.hidden_sizes, 2 * latent_size
-            )
-            self.decoder = ConvolutionalDecoder(
-                latent_size,
-                self.hidden_sizes[::-1],
-                self.channels[::-1],
-                self.image_shape,
-                outputs,
-            )
-        if likelihood == "gaussian":
-            raw = math.log(math.expm1(_FIRST_SCALE - _LEAST_SCALE))
-            self.raw_pixel_scale = nn.Parameter(torch.tensor(raw))
+        self.encoder = image_encoder(
+            network, self.image_shape, self.channels, self.hidden_sizes, 2 * latent_size
+        )
+        self.decoder = image_decoder(
+            network,
+            latent_size,
+            self.hidden_sizes,
+            self.channels,
+            self.image_shape,
+            self.pixels.num_outputs,
+        )
         self.prior_loc: torch.Tensor
         self.prior_scale: torch.Tensor
         self.register_buffer("prior_loc", torch.zeros(latent_size), persistent=False)
@@ -211,7 +167,7 @@ class VAE(Pair):
         Returns:
             The images by the name of the argument.
         """
-        return {"x": torch.bernoulli(x) if self.likelihood == "binarized" else x}
+        return {"x": self.pixels.prepare(x)}
 
     def validate(self, x: torch.Tensor) -> None:
         """Check shape, dtype and values of images.
@@ -222,38 +178,7 @@ class VAE(Pair):
         Raises:
             SiteError: If something is wrong with them.
         """
-        self._check_shape(x)
-        highest = self.num_categories - 1 if self.likelihood == "categorical" else 1
-        if self.likelihood == "categorical":
-            integer = not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
-            if not integer:
-                raise SiteError(
-                    "x",
-                    expected=f"integers from 0 to {highest}",
-                    got=str(x.dtype),
-                    remedy=f"Write (x * {highest}).round().long() for pixels in [0, 1].",
-                )
-        else:
-            if not x.is_floating_point():
-                raise SiteError(
-                    "x",
-                    expected="floating-point pixels",
-                    got=str(x.dtype),
-                    remedy="Write x.float() / 255 for images of 8 bits, x.float() for binary ones.",
-                )
-        if self.likelihood == "gaussian":
-            return
-        low, high = (float(value) for value in torch.aminmax(x))
-        if not (low >= 0 and high <= highest):
-            what = (
-                "integers from 0 to" if self.likelihood == "categorical" else "pixels between 0 and"
-            )
-            raise SiteError(
-                "x",
-                expected=f"{what} {highest}",
-                got=f"values from {low:g} to {high:g}",
-                remedy=self._value_remedy(low, high),
-            )
+        self.pixels.validate(x)
 
     def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the guide's distribution of the latents of images.
@@ -264,9 +189,7 @@ class VAE(Pair):
         Returns:
             Location and scale (a standard deviation), both `(*batch, latent_size)`.
         """
-        x = x.to(self.prior_loc)
-        if self.likelihood == "categorical":
-            x = x / (self.num_categories - 1)
+        x = self.pixels.as_input(x, self.prior_loc)
         loc, log_scale = self.encoder(x).chunk(2, dim=-1)
         return loc, log_scale.exp()
 
@@ -280,17 +203,7 @@ class VAE(Pair):
             A distribution with batch shape `batch` and event shape `image_shape`. See
             `mean_image` for its mean.
         """
-        pixels = self.decoder(z)
-        if self.likelihood == "gaussian":
-            scale = F.softplus(self.raw_pixel_scale) + _LEAST_SCALE
-            pixel: dist.TorchDistribution = dist.Normal(pixels, scale)
-        elif self.likelihood == "categorical":
-            pixel = dist.Categorical(logits=pixels)
-        else:
-            # Gray pixels are outside the support, and are scored all the same.
-            pixel = dist.Bernoulli(logits=pixels, validate_args=False)
-        images: dist.TorchDistribution = pixel.to_event(len(self.image_shape))
-        return images
+        return self.pixels.distribution(self.decoder(z))
 
     def mean_image(self, z: torch.Tensor) -> torch.Tensor:
         """Return the expected image given its latents, without gradients.
@@ -302,13 +215,7 @@ class VAE(Pair):
             Images on the scale of the data, `(*batch, *image_shape)`.
         """
         with torch.no_grad():
-            pixel = self.decode(z.to(self.prior_loc)).base_dist
-            if self.likelihood == "categorical":
-                values = torch.arange(self.num_categories).to(self.prior_loc)
-                mean: torch.Tensor = pixel.probs @ values
-            else:
-                mean = pixel.mean
-            return mean
+            return self.pixels.mean(self.decode(z.to(self.prior_loc)))
 
     def reconstruct(self, x: torch.Tensor) -> torch.Tensor:
         """Return the expected images at the guide's location for given ones.
@@ -344,17 +251,9 @@ class VAE(Pair):
             >>> terms.negative_elbo.shape
             torch.Size([5])
         """
-        self._check_scored(x)
-        reconstruction, divergence = [], []
-        generator = torch.Generator(self.prior_loc.device).manual_seed(seed)
-        with torch.no_grad():
-            for images, loc, scale in self._encoded(x, self._rows_at_once):
-                noise = self._noise(loc.shape, generator)
-                log_prob = self.decode(loc + scale * noise).log_prob(images)
-                reconstruction.append(-log_prob.double())
-                squares = loc.square() + scale.square() - 1.0
-                divergence.append((0.5 * squares - scale.log()).double().sum(-1))
-        return ElboTerms(torch.cat(reconstruction), torch.cat(divergence))
+        self.pixels.check_scored(x)
+        rows = rows_at_once(self.decoder.width)
+        return elbo_terms(self._encoded(x, rows), self.prior_loc.device, seed)
 
     def importance_log_likelihood(
         self, x: torch.Tensor, num_samples: int = 500, *, seed: int = 0
@@ -391,87 +290,15 @@ class VAE(Pair):
             torch.Size([5])
         """
         check_size("num_samples", num_samples)
-        self._check_scored(x)
-        generator = torch.Generator(self.prior_loc.device).manual_seed(seed)
-        results = []
-        with torch.no_grad():
-            for images, loc, scale in self._encoded(x, self._rows_at_once // num_samples):
-                rows = max(1, self._rows_at_once // len(images))
-                log_weights = []
-                for start in range(0, num_samples, rows):
-                    draws = min(rows, num_samples - start)
-                    noise = self._noise((draws, *loc.shape), generator)
-                    z = loc + scale * noise
-                    # log p(z) - log q(z | x): the constants of the two densities cancel.
-                    prior_ratio = 0.5 * (noise.double().square() - z.double().square())
-                    prior_ratio = (prior_ratio + scale.double().log()).sum(-1)
-                    log_weights.append(self.decode(z).log_prob(images).double() + prior_ratio)
-                results.append(torch.cat(log_weights).logsumexp(0) - math.log(num_samples))
-        return torch.cat(results)
+        self.pixels.check_scored(x)
+        rows = rows_at_once(self.decoder.width)
+        batches = self._encoded(x, rows // num_samples)
+        return importance_log_likelihood(batches, self.prior_loc.device, num_samples, rows, seed)
 
-    @property
-    def _rows_at_once(self) -> int:
-        return max(1, _CHUNK // self.decoder.width)
-
-    def _encoded(
-        self, x: torch.Tensor, rows: int
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def _encoded(self, x: torch.Tensor, rows: int) -> Iterator[Encoded]:
         """Yield images with the guide's location and scale, a number of rows at a time."""
         for images in x.split(max(1, rows)):
             images = images.to(self.prior_loc.device)
             if images.is_floating_point():
                 images = images.to(self.prior_loc.dtype)
-            yield images, *self.encode(images)
-
-    def _noise(self, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
-        like = self.prior_loc
-        return torch.randn(*shape, generator=generator, dtype=like.dtype, device=like.device)
-
-    def _check_scored(self, x: torch.Tensor) -> None:
-        self.validate(x)
-        if self.likelihood == "binarized" and bool(((x != 0) & (x != 1)).any()):
-            raise SiteError(
-                "x",
-                expected="binary pixels, since the likelihood 'binarized' is one of binary images",
-                got="gray ones",
-                remedy="Draw them first: torch.bernoulli(x), or x.round() for a fixed threshold.",
-            )
-
-    def _check_shape(self, x: Any) -> None:
-        shape = ", ".join(str(size) for size in self.image_shape)
-        expected = f"a tensor of shape (n, {shape})"
-        if not isinstance(x, torch.Tensor):
-            remedy = "Write torch.as_tensor(x)."
-            raise SiteError("x", expected=expected, got=type(x).__name__, remedy=remedy)
-        got = f"shape {tuple(x.shape)}"
-        if x.ndim == 0 or len(x) == 0:
-            raise SiteError("x", expected=expected, got=got, remedy="Give at least one image.")
-        if x.shape[1:] == self.image_shape:
-            return
-        if x.shape == self.image_shape:
-            remedy = "Write x[None] for a single image."
-        elif x[0].numel() == math.prod(self.image_shape):
-            remedy = f"Write x.reshape(-1, {shape})."
-        else:
-            remedy = f"Create the pair with image_shape={tuple(x.shape[1:])}."
-        raise SiteError("x", expected=expected, got=got, remedy=remedy)
-
-    def _value_remedy(self, low: float, high: float) -> str:
-        if self.likelihood == "categorical":
-            return f"Create the pair with num_categories={int(high) + 1}, or use fewer levels."
-        if 0 <= low and 1 < high <= 255:
-            return "Write x / 255 for images of 8 bits."
-        return "Rescale them, or take likelihood='gaussian', which has no bounds."
-
-
-def _sizes(name: str, values: Any, least: int = 1) -> tuple[int, ...]:
-    """Return positive integers as a tuple, of at least so many."""
-    if isinstance(values, str) or not isinstance(values, Sequence):
-        msg = f"{name}: expected a tuple of positive integers, got {values!r}. Write ({values},)."
-        raise TypeError(msg)
-    for i, value in enumerate(values):
-        check_size(f"{name}[{i}]", value)
-    if len(values) < least:
-        msg = f"{name}: expected at least {least} number, got {values!r}."
-        raise ValueError(msg)
-    return tuple(values)
+            yield Encoded(images, *self.encode(images), self.decode)

@@ -20,8 +20,10 @@ from ppl_gen.inference import HMC, NUTS, SVI, Gibbs, RandomWalk
 from ppl_gen.models import (
     BayesianLinearRegression,
     BayesianLogisticRegression,
+    ConditionalVAE,
     EightSchools,
     GaussianMixture,
+    SemiSupervisedVAE,
 )
 
 
@@ -39,7 +41,8 @@ class Case:
 
     @property
     def observed(self) -> str:
-        return "y" if "y" in self.data else "x"
+        regression = "y" in self.data and not isinstance(self.pair, ConditionalVAE)
+        return "y" if regression else "x"
 
 
 _X = {"x": 2 * uniform(6, 2) - 1}
@@ -74,6 +77,22 @@ if hasattr(ppl_gen.models, "VAE"):
         _PIXELS,
         {"z": (3, 2)},
     )
+
+_SMALL: dict[str, Any] = {"image_shape": (4, 4), "latent_size": 2, "hidden_sizes": (5,)}
+CASES["conditional vae"] = Case(
+    ConditionalVAE(condition_size=3, **_SMALL),
+    {"x": uniform(3, 4, 4), "y": torch.tensor([0, 2, 1])},
+    {"z": (3, 2)},
+)
+CASES["semi-supervised vae"] = Case(
+    SemiSupervisedVAE(num_classes=3, classifier_sizes=(5,), **_SMALL),
+    {
+        "x": uniform(3, 4, 4),
+        "x_labelled": uniform(2, 4, 4),
+        "y_labelled": torch.tensor([2, 0]),
+    },
+    {"z_labelled": (2, 2), "z": (3, 2)},
+)
 
 METHODS = {
     "mean_field": SVI(guide="mean_field", steps=3, draws=4),

@@ -44,7 +44,7 @@ def test_model_scores_images_by_their_likelihood(likelihood: str, network: str) 
     trace.compute_log_prob()
     numbers = pair.decoder(z)
     if likelihood == "gaussian":
-        scale = F.softplus(pair.raw_pixel_scale) + 0.5 / 255
+        scale = F.softplus(pair.pixels.raw_scale) + 0.5 / 255
         expected = -0.5 * ((x - numbers) / scale) ** 2 - scale.log() - 0.5 * math.log(2 * math.pi)
     elif likelihood == "categorical":
         expected = numbers.log_softmax(-1).gather(-1, x[..., None])[..., 0]
@@ -196,8 +196,8 @@ def linear_gaussian(beta: float = 1.0) -> tuple[VAE, torch.Tensor, torch.Tensor]
     x = torch.randn(4, 3, dtype=torch.float64)
     weight, bias = pair.decoder.layers[0].weight, pair.decoder.layers[0].bias
     with torch.no_grad():
-        pair.raw_pixel_scale.fill_(1.0)
-        scale = F.softplus(pair.raw_pixel_scale) + 0.5 / 255
+        pair.pixels.raw_scale.fill_(1.0)
+        scale = F.softplus(pair.pixels.raw_scale) + 0.5 / 255
         covariance = weight @ weight.T + scale**2 * torch.eye(3, dtype=torch.float64)
         evidence = torch.distributions.MultivariateNormal(bias, covariance).log_prob(x)
         # The encoder's best: the posterior mean; its scales stay those of a mean-field guide.
@@ -234,7 +234,7 @@ def test_importance_sampling_does_not_depend_on_how_it_is_cut(
 ) -> None:
     pair, x, evidence = linear_gaussian()
     # Rows of 3 values: 1,000 at a time are a twentieth of the draws for one image.
-    monkeypatch.setattr("ppl_gen.models.vae._CHUNK", 3_000)
+    monkeypatch.setattr("ppl_gen.models.scoring._CHUNK", 3_000)
     found = pair.importance_log_likelihood(x, num_samples=20_000)
     torch.testing.assert_close(found, evidence, rtol=0, atol=0.036)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ppl_gen.models.networks.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
+from ppl_gen.models.networks.images import image_decoder, image_encoder
 from ppl_gen.models.networks.mlp import MLPDecoder, MLPEncoder, mlp
 
 __all__ = [
@@ -10,5 +11,7 @@ __all__ = [
     "ConvolutionalEncoder",
     "MLPDecoder",
     "MLPEncoder",
+    "image_decoder",
+    "image_encoder",
     "mlp",
 ]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ppl_gen.models.networks.mlp import mlp
+from ppl_gen.models.networks.mlp import condition_layer, mlp, run_conditioned
 
 __all__ = ["ConvolutionalDecoder", "ConvolutionalEncoder"]
 
@@ -25,6 +25,8 @@ class ConvolutionalEncoder(nn.Module):
         channels: Number of channels after each convolution, from the image on.
         hidden_sizes: Sizes of the fully connected hidden layers that follow.
         num_outputs: Size of the vector.
+        condition_size: Size of a vector that comes with each image, and joins it after the
+            convolutions; 0 for none.
 
     Raises:
         ValueError: If the image has another number of axes, or is too small to be halved that
@@ -41,6 +43,7 @@ class ConvolutionalEncoder(nn.Module):
         channels: Sequence[int],
         hidden_sizes: Sequence[int],
         num_outputs: int,
+        condition_size: int = 0,
     ) -> None:
         super().__init__()
         self.num_axes = len(image_shape)
@@ -50,20 +53,23 @@ class ConvolutionalEncoder(nn.Module):
             layers += [nn.Conv2d(num_inputs, outputs, _KERNEL, _STRIDE, _PADDING), nn.ReLU()]
         self.convolutions = nn.Sequential(*layers)
         self.layers = mlp([channels[-1] * math.prod(sizes[-1]), *hidden_sizes, num_outputs])
+        self.condition = condition_layer(condition_size, self.layers)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         """Return a vector for each image.
 
         Args:
             x: Images, `(*batch, *image_shape)`.
+            condition: What comes with them, `(*batch, condition_size)`; its leading axes broadcast
+                with those of the images.
 
         Returns:
             Vectors, `(*batch, num_outputs)`.
         """
         batch = x.shape[: x.ndim - self.num_axes]
         features = self.convolutions(x.reshape(-1, *self.input_shape))
-        vectors: torch.Tensor = self.layers(features.flatten(1))
-        return vectors.reshape(*batch, vectors.shape[-1])
+        features = features.reshape(*batch, -1)
+        return run_conditioned(self.layers, features, self.condition, condition)
 
 
 class ConvolutionalDecoder(nn.Module):
@@ -77,6 +83,7 @@ class ConvolutionalDecoder(nn.Module):
         channels: Number of channels before each convolution, from the vector on.
         image_shape: Height and width, or number of channels, height and width.
         num_outputs: Numbers for each pixel.
+        condition_size: Size of a second vector that comes with each; 0 for none.
 
     Raises:
         ValueError: If the image has another number of axes, or is too small to be doubled that
@@ -94,6 +101,7 @@ class ConvolutionalDecoder(nn.Module):
         channels: Sequence[int],
         image_shape: Sequence[int],
         num_outputs: int = 1,
+        condition_size: int = 0,
     ) -> None:
         super().__init__()
         self.image_shape = tuple(image_shape)
@@ -104,6 +112,7 @@ class ConvolutionalDecoder(nn.Module):
         self.layers = nn.Sequential(
             *mlp([latent_size, *hidden_sizes, math.prod(self.feature_shape)]), nn.ReLU()
         )
+        self.condition = condition_layer(condition_size, self.layers)
         steps: list[nn.Module] = []
         counts = [*channels, image_channels * num_outputs]
         for i, (num_inputs, outputs) in enumerate(itertools.pairwise(counts)):
@@ -117,19 +126,20 @@ class ConvolutionalDecoder(nn.Module):
         self.width = max(latent_size, *hidden_sizes, *widths)
         """Largest number of values that a layer holds for one image."""
 
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
+    def forward(self, z: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         """Return an image for each vector.
 
         Args:
             z: Vectors, `(*batch, latent_size)`.
+            condition: What comes with them, `(*batch, condition_size)`; the leading axes broadcast.
 
         Returns:
             Unbounded numbers, `(*batch, *image_shape)`, with a last axis of `num_outputs` where
             that is more than 1.
         """
-        features = self.layers(z).reshape(-1, *self.feature_shape)
-        pixels: torch.Tensor = self.convolutions(features)
-        batch = z.shape[:-1]
+        vectors = run_conditioned(self.layers, z, self.condition, condition)
+        pixels: torch.Tensor = self.convolutions(vectors.reshape(-1, *self.feature_shape))
+        batch = vectors.shape[:-1]
         if self.num_outputs == 1:
             return pixels.reshape(*batch, *self.image_shape)
         pixels = pixels.unflatten(1, (-1, self.num_outputs)).movedim(2, -1)

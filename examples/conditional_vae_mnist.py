@@ -1,0 +1,233 @@
+"""Train a variational autoencoder on digits that is told which digit it sees.
+
+What the class says the latents need not say again: they come to hold the style. Drawing every digit
+from the same latents shows it.
+
+    python examples/conditional_vae_mnist.py                      download MNIST
+    python examples/conditional_vae_mnist.py --data-dir DIR       use the copy in DIR/MNIST/raw
+
+prints -ELBO of training and test images after each epoch, and writes into
+runs/conditional_vae_mnist:
+
+    classes.png          digits of each class, a draw of the latents in each row
+    style_transfer.png   the style of a test image given to every digit
+    reconstructions.png  test images, and what is made of them
+    metrics.json         the numbers
+    posterior/           the trained model: pg.load("runs/conditional_vae_mnist/posterior").pair
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import ppl_gen as pg
+from ppl_gen.core import NonFiniteLossError
+from ppl_gen.data import DatasetUnavailableError, load_images
+from ppl_gen.inference import SVI, EpochInfo
+from ppl_gen.models import ConditionalVAE
+from ppl_gen.report.images import draw_images
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse(argv)
+    try:
+        run(options)
+    except (DatasetUnavailableError, NonFiniteLossError, ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+
+
+def run(options: argparse.Namespace) -> None:
+    make_folder(options.out, overwrite=options.overwrite)
+    print("Loading images; a download is given up after 30 seconds.", flush=True)
+    dataset = load_images(options.dataset, options.data_dir)
+    if dataset.note:
+        print(f"Note: {dataset.note}\n")
+    epochs = options.epochs or (10 if dataset.name == "MNIST" else 200)
+    train = {"x": dataset.train_images, "y": dataset.train_labels}
+    test = {"x": dataset.test_images, "y": dataset.test_labels}
+    if options.train_images is not None:
+        train = {name: value[: options.train_images] for name, value in train.items()}
+
+    torch.manual_seed(options.seed)  # the first weights
+    pair = ConditionalVAE(
+        image_shape=dataset.image_shape,
+        condition_size=10,
+        latent_size=options.latent_size,
+        hidden_sizes=options.hidden_sizes,
+    )
+    print(
+        f"Conditional VAE, {options.latent_size} latents, on {dataset.name}: "
+        f"{len(train['x']):,} training and {len(test['x']):,} test images, {epochs} epochs."
+    )
+
+    # A row for each epoch, or twenty rows where there are many.
+    log: list[dict[str, float]] = []
+    every = -(-epochs // 20)
+    scored = {name: value[: len(test["x"])] for name, value in train.items()}
+
+    def after_epoch(info: EpochInfo) -> None:
+        if info.epoch % every and info.epoch != epochs:
+            return
+        assert isinstance(info.pair, ConditionalVAE)
+        ours = info.pair.elbo_terms(**scored, seed=info.epoch).negative_elbo
+        others = info.pair.elbo_terms(**test, seed=info.epoch)
+        numbers = {
+            "epoch": info.epoch,
+            "train_negative_elbo": float(ours.mean()),
+            "test_negative_elbo": float(others.negative_elbo.mean()),
+            "test_reconstruction": float(others.reconstruction.mean()),
+            "test_kl": float(others.kl.mean()),
+            "seconds": round(info.seconds, 2),
+        }
+        log.append(numbers)
+        print(ROW.format(**numbers), flush=True)
+
+    print(f"\n{HEADER}")
+    method = SVI(
+        guide="pair",
+        batch_size=min(options.batch_size, len(train["x"])),
+        epochs=epochs,
+        learning_rate=options.learning_rate,
+        callback=after_epoch,
+    )
+    posterior = pg.fit(pair, train, method, seed=options.seed)
+    trained = posterior.pair
+    assert isinstance(trained, ConditionalVAE)
+
+    posterior.save(options.out / "posterior", overwrite=options.overwrite)
+    metrics = {
+        "dataset": dataset.name,
+        "training_images": len(train["x"]),
+        "test_images": len(test["x"]),
+        "epochs": log,
+        "seconds": round(posterior.provenance["seconds"], 2),
+        "interrupted": posterior.interrupted,
+    }
+    text = json.dumps(metrics, indent=2) + "\n"
+    (options.out / "metrics.json").write_text(text, encoding="utf-8")
+    save(draw_classes(trained), options.out / "classes.png")
+    save(draw_style_transfer(trained, **test), options.out / "style_transfer.png")
+    save(draw_reconstructions(trained, **test), options.out / "reconstructions.png")
+    print(f"\nIn {options.out}: {', '.join(sorted(path.name for path in options.out.iterdir()))}")
+
+
+HEADER = (
+    "        train, nats per image    test, nats per image\n"
+    "epoch   -ELBO                    -ELBO = reconstruction +    KL    seconds"
+)
+ROW = (
+    "{epoch:5.0f}{train_negative_elbo:8.2f}             {test_negative_elbo:17.2f}  "
+    "{test_reconstruction:14.2f}  {test_kl:6.2f}  {seconds:9.1f}"
+)
+
+
+# Pictures
+
+
+def draw_classes(pair: ConditionalVAE) -> Figure:
+    """Draw every digit from each of ten draws of the latents."""
+    styles = torch.randn(10, 1, pair.latent_size, generator=torch.Generator().manual_seed(0))
+    return draw_images(
+        pair.mean_image(styles, torch.arange(10)),
+        "Each row: one draw of the latents, every digit",
+        column_labels=[str(digit) for digit in range(10)],
+    )
+
+
+def draw_style_transfer(pair: ConditionalVAE, x: torch.Tensor, y: torch.Tensor) -> Figure:
+    """Draw test images, and every digit from the latents of each."""
+    chosen = one_of_each(y, 0)
+    loc, _ = pair.encode(x[chosen], y[chosen])
+    made = pair.mean_image(loc.unsqueeze(1), torch.arange(10))
+    gap = torch.full_like(made[:, :1], torch.nan)
+    return draw_images(
+        torch.cat([x[chosen].unsqueeze(1), gap, made], dim=1),
+        "Left: a test image. Right: its latents, as every digit",
+        column_labels=["image", "", *[str(digit) for digit in range(10)]],
+    )
+
+
+def draw_reconstructions(pair: ConditionalVAE, x: torch.Tensor, y: torch.Tensor) -> Figure:
+    """Draw test images, each above the mean image that the model makes of its latents."""
+    rows = []
+    for number in range(1, 4):
+        chosen = one_of_each(y, number)
+        rows += [x[chosen], pair.reconstruct(x[chosen], y[chosen])]
+    return draw_images(
+        torch.stack(rows),
+        "Test images and their reconstructions",
+        row_labels=["image", "reconstruction"] * 3,
+        rows_together=2,
+    )
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure."""
+    figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.15)
+
+
+def one_of_each(labels: torch.Tensor, number: int) -> torch.Tensor:
+    """Return the index of the image of that number (from 0) with each label there is."""
+    found = [(labels == label).nonzero()[:, 0] for label in labels.unique()]
+    return torch.stack([indices[number % len(indices)] for indices in found])
+
+
+# Command line
+
+
+def make_folder(out: Path, *, overwrite: bool) -> None:
+    """Make the folder of the results before any work is done for them."""
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        msg = f"{out} exists. Give another folder by --out, or add --overwrite."
+        raise FileExistsError(msg)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"{out} cannot be made: {error}. Give another folder by --out."
+        raise OSError(msg) from error
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+
+    def positive(text: str) -> int:
+        if (value := int(text)) < 1:
+            msg = f"expected at least 1, got {value}"
+            raise argparse.ArgumentTypeError(msg)
+        return value
+
+    def add(name: str, default: Any, text: str, **more: Any) -> None:
+        parser.add_argument(name, default=default, help=text, **more)
+
+    add("--data-dir", None, "folder with a copy, as MNIST/raw; else it is downloaded", type=Path)
+    add("--dataset", "auto", "auto, mnist or digits; auto takes digits if there is no MNIST")
+    add("--latent-size", 8, "number of latent variables of an image", type=positive)
+    add("--hidden-sizes", [400, 400], "sizes of the hidden layers", type=positive, nargs="+")
+    add("--epochs", None, "passes over the images; 10 for MNIST, 200 for digits", type=positive)
+    add("--batch-size", 128, "images in a step", type=positive)
+    add("--learning-rate", 3e-3, "first step size of Adam", type=float)
+    add("--train-images", None, "use only so many training images", type=positive)
+    add("--seed", 0, "seed of everything random", type=int)
+    add("--out", Path("runs/conditional_vae_mnist"), "folder for the results", type=Path)
+    parser.add_argument("--overwrite", action="store_true", help="write into an existing folder")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,325 @@
+"""Learn to read digits from 100 labels, and 60,000 images without any.
+
+Two models are stacked (Kingma, Rezende, Mohamed and Welling 2014, "M1+M2"). A variational
+autoencoder learns, from all images and no label, a few numbers that describe an image. A
+semi-supervised one learns, from those numbers and a few labels, which images are the same digit:
+the class of an image without label is a latent variable, and is summed out.
+
+    python examples/semi_supervised_mnist.py                      download MNIST
+    python examples/semi_supervised_mnist.py --data-dir DIR       use the copy in DIR/MNIST/raw
+    python examples/semi_supervised_mnist.py --alpha 0            without the classification loss
+
+prints the test accuracy after each epoch, and writes into runs/semi_supervised_mnist:
+
+    labelled.png     the images whose labels were given
+    accuracy.png     test accuracy by epoch
+    confusion.png    which digit was taken for which
+    samples.png      digits of each class, made by both models
+    uncertain.png    the test images that the classifier is least sure of
+    metrics.json     the numbers
+    vae/, posterior/ both models: pg.load("runs/semi_supervised_mnist/posterior").pair
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sklearn.linear_model import LogisticRegression
+
+import ppl_gen as pg
+from ppl_gen.core import NonFiniteLossError
+from ppl_gen.data import DatasetUnavailableError, ImageDataset, load_images
+from ppl_gen.inference import SVI, EpochInfo
+from ppl_gen.models import VAE, SemiSupervisedVAE
+from ppl_gen.report.images import draw_images
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse(argv)
+    try:
+        run(options)
+    except (DatasetUnavailableError, NonFiniteLossError, ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+
+
+def run(options: argparse.Namespace) -> None:
+    make_folder(options.out, overwrite=options.overwrite)
+    print("Loading images; a download is given up after 30 seconds.", flush=True)
+    dataset = load_images(options.dataset, options.data_dir)
+    if dataset.note:
+        print(f"Note: {dataset.note}\n")
+    is_mnist = dataset.name == "MNIST"
+    labelled = choose(dataset.train_labels, options.labels, options.seed)
+    given = dataset.train_labels[labelled]
+
+    torch.manual_seed(options.seed)  # the first weights
+    pair = SemiSupervisedVAE(
+        image_shape=(options.features,),
+        num_classes=10,
+        latent_size=options.latent_size,
+        hidden_sizes=[200],
+        classifier_sizes=[200],
+        likelihood="gaussian",
+        pixel_scale=1.0,
+        alpha=options.alpha,
+    )
+
+    # What describes an image, learned without labels.
+    vae = learn_to_describe(dataset, options, epochs=options.vae_epochs or (6 if is_mnist else 200))
+    features, test_features = (
+        describe(vae, dataset.train_images),
+        describe(vae, dataset.test_images),
+    )
+    alone = LogisticRegression(max_iter=1000).fit(features[labelled].numpy(), given.numpy())
+    baseline = float(alone.score(test_features.numpy(), dataset.test_labels.numpy()))
+    print(f"\nTest accuracy of a logistic regression on the {len(given)} labels: {baseline:.2%}")
+
+    # The class, learned from what describes an image and few labels.
+    epochs = options.epochs or (6 if is_mnist else 60)
+    data = {"x": features, "x_labelled": features[labelled], "y_labelled": given}
+    print(
+        f"Semi-supervised VAE: {len(features):,} training images, {len(given)} of them with a "
+        f"label, {epochs} epochs.\n\nepoch      loss  test accuracy    seconds"
+    )
+    log: list[dict[str, float]] = []
+    every = -(-epochs // 20)  # a row for each epoch, or twenty rows where there are many
+
+    def after_epoch(info: EpochInfo) -> None:
+        if info.epoch % every and info.epoch != epochs:
+            return
+        assert isinstance(info.pair, SemiSupervisedVAE)
+        right = info.pair.classify(test_features).argmax(-1).cpu() == dataset.test_labels
+        log.append(
+            {
+                "epoch": info.epoch,
+                "loss": info.loss,
+                "test_accuracy": float(right.float().mean()),
+                "seconds": round(info.seconds, 2),
+            }
+        )
+        print(ROW.format(**log[-1]), flush=True)
+
+    method = SVI(
+        guide="pair",
+        batch_size=min(options.batch_size, len(features)),
+        plate="data",
+        epochs=epochs,
+        learning_rate=options.learning_rate,
+        callback=after_epoch,
+    )
+    posterior = pg.fit(pair, data, method, seed=options.seed)
+    trained = posterior.pair
+    assert isinstance(trained, SemiSupervisedVAE)
+
+    posterior.save(options.out / "posterior", overwrite=options.overwrite)
+    probs = trained.classify(test_features)
+    accuracy = float((probs.argmax(-1) == dataset.test_labels).float().mean())
+    metrics = {
+        "dataset": dataset.name,
+        "labels": len(given),
+        "training_images": len(features),
+        "test_images": len(test_features),
+        "alpha": options.alpha,
+        "test_accuracy": accuracy,
+        "test_accuracy_of_labels_alone": baseline,
+        "epochs": log,
+        "seconds": round(posterior.provenance["seconds"], 2),
+        "interrupted": posterior.interrupted,
+    }
+    text = json.dumps(metrics, indent=2) + "\n"
+    (options.out / "metrics.json").write_text(text, encoding="utf-8")
+    save(draw_labelled(dataset.train_images[labelled], given), options.out / "labelled.png")
+    save(draw_accuracy(log, baseline, len(given)), options.out / "accuracy.png")
+    save(draw_confusion(probs, dataset.test_labels), options.out / "confusion.png")
+    save(draw_samples(vae, trained), options.out / "samples.png")
+    save(draw_uncertain(dataset, probs), options.out / "uncertain.png")
+    print(f"\nTest accuracy from {len(given)} labels: {accuracy:.2%}")
+    print(f"In {options.out}: {', '.join(sorted(path.name for path in options.out.iterdir()))}")
+
+
+ROW = "{epoch:5.0f}{loss:10.2f}{test_accuracy:15.2%}{seconds:11.1f}"
+
+
+def choose(labels: torch.Tensor, each: int, seed: int) -> torch.Tensor:
+    """Return the index of so many images of each class, drawn at random."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = []
+    for label in labels.unique():
+        found = (labels == label).nonzero()[:, 0]
+        chosen.append(found[torch.randperm(len(found), generator=generator)[:each]])
+    return torch.cat(chosen)
+
+
+def learn_to_describe(dataset: ImageDataset, options: argparse.Namespace, epochs: int) -> VAE:
+    """Return a variational autoencoder of the images, binarized anew each time they are read."""
+    print(f"VAE: {options.features} numbers for each image of {dataset.name}, {epochs} epochs.")
+    torch.manual_seed(options.seed)
+    vae = VAE(dataset.image_shape, latent_size=options.features, likelihood="binarized")
+    method = SVI(guide="pair", batch_size=128, epochs=epochs)
+    posterior = pg.fit(vae, {"x": dataset.train_images}, method, seed=options.seed)
+    posterior.save(options.out / "vae", overwrite=options.overwrite)
+    if posterior.interrupted:
+        raise KeyboardInterrupt
+    assert isinstance(posterior.pair, VAE)
+    return posterior.pair
+
+
+@torch.no_grad()
+def describe(vae: VAE, images: torch.Tensor) -> torch.Tensor:
+    """Return the means of the latents of images."""
+    return torch.cat([vae.encode(some)[0] for some in images.split(1000)])
+
+
+# Pictures
+
+
+def draw_labelled(images: torch.Tensor, labels: torch.Tensor) -> Figure:
+    """Draw the first ten images of each class of which the label was given."""
+    each = min(10, len(labels) // 10)
+    first = [images[labels == digit][:each] for digit in range(10)]
+    title = f"{10 * each} of the {len(labels)} images with a label"
+    return draw_images(
+        torch.stack(first, dim=1),
+        f"The {len(labels)} images with a label" if 10 * each == len(labels) else title,
+        column_labels=[str(digit) for digit in range(10)],
+    )
+
+
+def draw_accuracy(log: list[dict[str, float]], baseline: float, labels: int) -> Figure:
+    """Draw the test accuracy by epoch, above that of the labels alone."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    figure = Figure(figsize=(6.0, 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    epochs = [numbers["epoch"] for numbers in log]
+    accuracies = [numbers["test_accuracy"] for numbers in log]
+    axes.plot(epochs, accuracies, "o-", color="#0072b2", markersize=4, label="semi-supervised VAE")
+    axes.axhline(baseline, color="#8a8f98", linestyle="--", label="logistic regression on labels")
+    axes.set_title(f"Test accuracy from {labels} labels")
+    axes.set_xlabel("epoch")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    return figure
+
+
+def draw_confusion(probs: torch.Tensor, labels: torch.Tensor) -> Figure:
+    """Draw how many test images of each digit were taken for which."""
+    from matplotlib.figure import Figure
+
+    counts = torch.zeros(10, 10, dtype=torch.long)
+    counts.index_put_((labels, probs.argmax(-1)), torch.ones_like(labels), accumulate=True)
+    shares = counts / counts.sum(1, keepdim=True)
+    figure = Figure(figsize=(5.6, 5.4), layout="constrained")
+    axes = figure.add_subplot()
+    # The root lets the few errors be seen beside the many that are right.
+    axes.imshow(shares.sqrt().numpy(), cmap="Blues", vmin=0.0, vmax=1.0)
+    for row in range(10):
+        for column in range(10):
+            ink = "white" if shares[row, column] > 0.4 else "black"
+            text = str(int(counts[row, column])) if counts[row, column] else ""
+            axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=8)
+    axes.set_title(f"{int(counts.diagonal().sum()):,} of {len(labels):,} test images right")
+    axes.set_xlabel("taken for")
+    axes.set_ylabel("digit")
+    axes.set_xticks(range(10))
+    axes.set_yticks(range(10))
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def draw_samples(vae: VAE, pair: SemiSupervisedVAE) -> Figure:
+    """Draw digits of each class: the second model describes them, the first draws them."""
+    features = pair.sample(torch.arange(10).repeat(8), seed=1)
+    return draw_images(
+        vae.mean_image(features).unflatten(0, (8, 10)),
+        "Samples of each class",
+        column_labels=[str(digit) for digit in range(10)],
+    )
+
+
+def draw_uncertain(dataset: ImageDataset, probs: torch.Tensor) -> Figure:
+    """Draw the test images whose two most probable classes are nearest to each other."""
+    rows, columns = 4, 8
+    best, classes = probs.topk(2, dim=-1)
+    order = (best[:, 0] - best[:, 1]).argsort()[: rows * columns]
+    texts = [
+        f"{int(a)} {p:.0%}, {int(b)} {q:.0%}"
+        for (a, b), (p, q) in zip(classes[order], best[order], strict=True)
+    ]
+    return draw_images(
+        dataset.test_images[order].unflatten(0, (rows, columns)),
+        "The test images that the classifier is least sure of, and its two best guesses",
+        captions=[texts[row * columns : (row + 1) * columns] for row in range(rows)],
+    )
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure."""
+    figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.15)
+
+
+# Command line
+
+
+def make_folder(out: Path, *, overwrite: bool) -> None:
+    """Make the folder of the results before any work is done for them."""
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        msg = f"{out} exists. Give another folder by --out, or add --overwrite."
+        raise FileExistsError(msg)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"{out} cannot be made: {error}. Give another folder by --out."
+        raise OSError(msg) from error
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+
+    def positive(text: str) -> int:
+        if (value := int(text)) < 1:
+            msg = f"expected at least 1, got {value}"
+            raise argparse.ArgumentTypeError(msg)
+        return value
+
+    def add(name: str, default: Any, text: str, **more: Any) -> None:
+        parser.add_argument(name, default=default, help=text, **more)
+
+    add("--data-dir", None, "folder with a copy, as MNIST/raw; else it is downloaded", type=Path)
+    add("--dataset", "auto", "auto, mnist or digits; auto takes digits if there is no MNIST")
+    add("--labels", 10, "labelled images of each digit", type=positive)
+    add("--alpha", 1.0, "weight of the classification loss", type=float)
+    add("--features", 30, "latent variables of the first model", type=positive)
+    add("--latent-size", 5, "latent variables of the second one, besides the class", type=positive)
+    add("--vae-epochs", None, "epochs of the first; 6 for MNIST, 200 for digits", type=positive)
+    add("--epochs", None, "epochs of the second; 6 for MNIST, 60 for digits", type=positive)
+    add("--batch-size", 100, "images in a step of the second", type=positive)
+    add("--learning-rate", 6e-3, "first step size of Adam for the second", type=float)
+    add("--seed", 0, "seed of everything random, of the choice of labels as well", type=int)
+    add("--out", Path("runs/semi_supervised_mnist"), "folder for the results", type=Path)
+    parser.add_argument("--overwrite", action="store_true", help="write into an existing folder")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main()
