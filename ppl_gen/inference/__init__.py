@@ -9,6 +9,7 @@ from ppl_gen.inference.bounds import (
 )
 from ppl_gen.inference.em import EM
 from ppl_gen.inference.gibbs import Gibbs
+from ppl_gen.inference.imputation import Imputation, impute
 from ppl_gen.inference.mcmc import HMC, NUTS, RandomWalk
 from ppl_gen.inference.pathfinder import Pathfinder
 from ppl_gen.inference.svi import SVI, EpochInfo
@@ -22,9 +23,11 @@ __all__ = [
     "EpochInfo",
     "Gibbs",
     "ImportanceWeighted",
+    "Imputation",
     "Linear",
     "Pathfinder",
     "RandomWalk",
     "Renyi",
     "ReweightedWakeSleep",
+    "impute",
 ]
