@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import nn
 
-from ppl_gen.core import GuideDraws, LogDensity
+from ppl_gen.core import GuideDraws
 from ppl_gen.core.arguments import num_bytes
 from ppl_gen.core.draws import map_draws
 from ppl_gen.core.log_density import enumeration_dim, log_joint
@@ -24,6 +24,7 @@ from ppl_gen.inference.vi.delta import DeltaGuide
 from ppl_gen.inference.vi.flow import FlowGuide
 from ppl_gen.inference.vi.mixture import NormalMixtureGuide
 from ppl_gen.inference.vi.structured import StructuredGuide
+from ppl_gen.inference.vi.vector_guide import VectorGuide
 
 __all__ = [
     "DeltaGuide",
@@ -32,10 +33,11 @@ __all__ = [
     "NormalMixtureGuide",
     "PairGuide",
     "StructuredGuide",
+    "Unweighted",
 ]
 
 
-class GaussianGuide(nn.Module):
+class GaussianGuide(VectorGuide):
     """A normal distribution over the unconstrained vector of a `LogDensity`.
 
     Its scale is a diagonal ("mean_field") or a lower triangular matrix ("full_rank"), L in
@@ -116,25 +118,6 @@ class GaussianGuide(nn.Module):
         constant = 0.5 * self.dim * math.log(2.0 * math.pi)
         return -0.5 * noise.square().sum(0) - self.log_scale.sum() - constant
 
-    @torch.no_grad()
-    def draw(self, pair: nn.Module, data: Mapping[str, Any], draws: int) -> GuideDraws:
-        """Return draws of the latent sites, with densities in unconstrained space."""
-        density = LogDensity(
-            pair, data, dtype=self.loc.dtype, device=self.loc.device, prepared=True
-        )
-        return self.draw_from(density, draws)
-
-    @torch.no_grad()
-    def draw_from(self, density: LogDensity, draws: int) -> GuideDraws:
-        """Return draws of the latent sites of a density that exists already."""
-        vectors = self.rsample(draws)
-        log_prob = map_draws(
-            lambda draw: {"": density.log_prob(draw["vector"])},
-            {"vector": vectors},
-            bytes_per_draw=num_bytes(density.data),
-        )[""]
-        return GuideDraws(density.constrain(vectors), log_prob, self.log_prob(vectors).cpu())
-
 
 class PairGuide(nn.Module):
     """The pair's own guide, amortized or not."""
@@ -153,7 +136,7 @@ class PairGuide(nn.Module):
         assert guide is not None
 
         def one(_: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            with torch.no_grad(), unchecked(), AnswerParams(pair), _Unscaled(names):
+            with torch.no_grad(), unchecked(), AnswerParams(pair), Unweighted(names):
                 kept = Replay({}, names)
                 log_q = log_joint(guide, data, kept, None)
                 log_prob = log_joint(model_of(pair), data, Replay(kept.found), enumerated_below)
@@ -164,13 +147,21 @@ class PairGuide(nn.Module):
         return GuideDraws(drawn, log_prob, log_q)
 
 
-class _Unscaled(Messenger):
-    """Takes the scale of latent sites away: a KL term with a weight is no density."""
+class Unweighted(Messenger):
+    """Takes the weight of latent sites away: a bound whose KL part is weighed is no bound.
 
-    def __init__(self, names: list[str]) -> None:
+    What a plate that runs some of its rows scales stays.
+
+    Args:
+        names: The sites.
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
         super().__init__()
         self.names = names
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if msg["name"] in self.names:
-            msg["scale"] = 1.0
+            msg["scale"] = math.prod(
+                (frame.full_size or frame.size) / frame.size for frame in msg["cond_indep_stack"]
+            )

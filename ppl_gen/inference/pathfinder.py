@@ -13,7 +13,14 @@ from ppl_gen.core.evaluation import Evaluate, evaluation
 from ppl_gen.diagnostics import Smoothed, psis, resample
 from ppl_gen.inference.guides import NormalMixtureGuide
 from ppl_gen.inference.progress import ProgressBar, announced
-from ppl_gen.inference.vi.pathfinder import Best, approximations, best_of, climb
+from ppl_gen.inference.start import refuse_constant
+from ppl_gen.inference.vi.pathfinder import (
+    Best,
+    approximations,
+    best_of,
+    climb,
+    goes_on,
+)
 
 __all__ = ["Pathfinder"]
 
@@ -35,7 +42,10 @@ class Pathfinder:
 
     The posterior's guide is the mixture, before weighting: `posterior.sample` draws from it, `elbo`
     is its bound, and the statistic `log_q` its density at each draw. The posterior's own draws are
-    weighted already: `lp - log_q` is an importance ratio only of draws by `posterior.sample`.
+    weighted already: `lp - log_q` is an importance ratio only of draws by `posterior.sample`. Draws
+    are weighted against the mixture's worst as well as its best normals: the bound can be far below
+    the evidence where the draws are right. It is -inf, with an error of NaN, where the log density
+    is not finite at a draw of the pool, which then has no weight.
 
     Args:
         paths: Number of paths.
@@ -88,9 +98,10 @@ class Pathfinder:
             device=problem.device,
             prepared=problem.prepared,
         )
+        refuse_constant(density)
         with announced("compiling the log density", enabled=problem.progress):
             evaluate = evaluation(density)
-        found, evaluations = self._follow(density, evaluate, problem.progress)
+        found, endless, evaluations = self._follow(density, evaluate, problem.progress)
         normals = [best.normal for best in found if best.normal is not None]
         if not normals:
             raise self._nothing_found()
@@ -116,7 +127,7 @@ class Pathfinder:
             elbo=(float(ratios.mean()), float(ratios.std()) / len(ratios) ** 0.5),
             gradient_evaluations=evaluations + len(vectors),
             dtype=self.dtype,
-            warnings=self._warnings(weights, len(normals)),
+            warnings=self._warnings(weights, len(normals), endless),
             facts={
                 "pareto_k": weights.pareto_k,
                 "pareto_k_error": weights.pareto_k_error,
@@ -127,12 +138,12 @@ class Pathfinder:
 
     def _follow(
         self, density: LogDensity, evaluate: Evaluate, progress: bool
-    ) -> tuple[list[Best], int]:
-        """Return the best approximation of each path, and the number of gradients they took."""
+    ) -> tuple[list[Best], int, int]:
+        """Return the best approximation of each path; how many paths have no end; the gradients."""
         from ppl_gen.inference.mcmc.init import start_points
 
         starts, _, _ = start_points(density, evaluate, self.paths, "uniform")
-        found, evaluations = [], 0
+        found, endless, evaluations = [], 0, 0
         with ProgressBar("Pathfinder", self.paths, enabled=progress) as bar:
             for start in starts.cpu().numpy():
                 path = climb(evaluate, start, self.max_steps)
@@ -140,9 +151,10 @@ class Pathfinder:
                 noise = torch.randn(shape, dtype=torch.float64, device="cpu")
                 best = best_of(evaluate, approximations(path), noise)
                 found.append(best)
+                endless += goes_on(path, best)
                 evaluations += path.evaluations + best.evaluations
                 bar.advance(f"ELBO {best.elbo:.5g}")
-        return found, evaluations
+        return found, endless, evaluations
 
     def _nothing_found(self) -> ValueError:
         return ValueError(
@@ -151,8 +163,13 @@ class Pathfinder:
             "pg.check(pair, data), or take NUTS()."
         )
 
-    def _warnings(self, weights: Smoothed, found: int) -> tuple[str, ...]:
+    def _warnings(self, weights: Smoothed, found: int, endless: int) -> tuple[str, ...]:
         warnings = []
+        if endless:
+            warnings.append(
+                f"{endless} of {self.paths} paths go on without end: the posterior is improper, or "
+                "its density unbounded. Look for a site without a proper prior."
+            )
         if found < self.paths:
             warnings.append(
                 f"{self.paths - found} of {self.paths} paths were left out: the log density is not "

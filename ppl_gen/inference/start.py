@@ -8,7 +8,7 @@ import torch
 
 from ppl_gen.core import LogDensity
 
-__all__ = ["find_start", "is_finite_at", "not_finite_at_start"]
+__all__ = ["find_start", "is_finite_at", "not_finite_at_start", "refuse_constant"]
 
 
 def find_start(density: LogDensity, attempts: int = 100) -> torch.Tensor:
@@ -38,6 +38,26 @@ def is_finite_at(density: LogDensity, point: torch.Tensor) -> bool:
         return False
     (gradient,) = torch.autograd.grad(value, leaf)
     return bool(torch.isfinite(gradient).all())
+
+
+def refuse_constant(density: LogDensity) -> None:
+    """Refuse a log density that depends on none of its latent sites.
+
+    Args:
+        density: The log density.
+
+    Raises:
+        ValueError: If it is the same everywhere.
+    """
+    origin = torch.zeros(density.dim, dtype=density.dtype, device=density.device)
+    if not density.log_prob(origin.requires_grad_()).requires_grad:
+        names = ", ".join(f"'{name}'" for name in density.sites)
+        msg = (
+            f"the log density is the same whatever the values of {names}: their priors are "
+            "improper, and no data depend on them. Give them proper priors, or observe a site that "
+            "depends on them."
+        )
+        raise ValueError(msg)
 
 
 def not_finite_at_start(density: LogDensity, point: torch.Tensor, attempts: int) -> ValueError:

@@ -430,7 +430,7 @@ def test_axes_without_a_plate_share_their_latent() -> None:
     got = float(density.log_prob(torch.tensor([0.4], dtype=FLOAT64)))
     assert got == pytest.approx(normal(0.4, 0.0) + log_sum(weights), abs=1e-5)
     result = posterior(model, {"y": y}, loc=repeated(0.4, 10))
-    with pytest.raises(ValueError, match="k tie observations together"):
+    with pytest.raises(ValueError, match="k ties observations together"):
         result.log_likelihood()
 
 

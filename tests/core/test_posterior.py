@@ -359,7 +359,7 @@ def test_discrete_latents_that_tie_observations_have_no_pointwise_term() -> None
             pyro.sample("y", dist.Normal(z + k, 1.0), obs=y)
 
     result = fit(model, {"y": Y}, SVI(steps=5, draws=6), progress=False)
-    with pytest.raises(ValueError, match="k tie observations together"):
+    with pytest.raises(ValueError, match="k ties observations together"):
         result.log_likelihood()
 
 

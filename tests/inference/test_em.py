@@ -509,6 +509,11 @@ def test_the_posterior_of_a_point(tmp_path: Path) -> None:
     assert posterior.history is not None
     assert float(posterior.history[-1]) == pytest.approx(-joint, rel=1e-10)
     assert not posterior.is_mcmc
+    assert posterior.is_point
+    with pytest.raises(ValueError, match="a posterior by EM is one point"):
+        posterior.sample()
+    with pytest.raises(ValueError, match="one point, to which no draws can be added"):
+        posterior.extend(10)
     assert posterior.discrete()["assignment"].shape == (1, 1, 150)
     assert posterior.predict()["x"].shape == (1, 1, 150, 4)
     loaded = pg.load(posterior.save(tmp_path / "saved"))

@@ -189,6 +189,25 @@ def test_a_density_without_a_support_to_draw_on() -> None:
         run(edge, paths=2)
 
 
+def test_a_bound_that_is_not_finite(tmp_path: Path) -> None:
+    """Some draws of the pool are where the density is 0: they get no weight, and it no bound."""
+
+    def cut() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.factor("inside", torch.where(x < 2.5, 0.0, -torch.inf))
+
+    posterior = run(cut, draws=2000)
+    assert posterior.elbo is not None
+    assert posterior.elbo[0] == -torch.inf
+    assert np.isnan(posterior.elbo[1])
+    assert float(posterior["x"].max()) < 2.5
+    # A share of 0.6 % is cut off, which moves the mean by phi(2.5) / Phi(2.5) = .0176.
+    assert posterior["x"].mean() == pytest.approx(-0.0176, abs=5 / ess(posterior) ** 0.5)
+    after = load(posterior.save(tmp_path / "run"), pair=cut)
+    assert after.elbo is not None
+    assert after.elbo[0] == -torch.inf
+
+
 def test_no_start() -> None:
     def impossible() -> None:
         x = pyro.sample("x", dist.Normal(0.0, 1.0))

@@ -60,8 +60,20 @@ def test_errors_are_those_of_draws_that_are_moved_and_stretched() -> None:
 
 
 def test_the_page_counts_what_is_good() -> None:
-    good, bad = Cell(0.1, 0.1, -1.0, 0.5, False), Cell(0.5, 0.2, -1.0, 0.5, True)
+    good, bad = Cell(0.1, 0.1, -1.0, 0.3, 0.5, False), Cell(0.5, 0.2, -1.0, 0.8, 0.5, True)
     page = markdown({"one": {"full_rank": good}, "two": {"full_rank": bad}})
     assert "| one | 0.10 / 10% |" in page
     assert "| two | **0.50** / **20%** ! |" in page
     assert "| means within 0.3 sd | 1 of 2 |" in page
+    assert "| the same, published | 21 of 43 |" in page
+    # Means off, bad, and good ones, with how many of each warn.
+    assert "| full_rank | 1 of 1 | 1 of 1 | 0 of 1 |" in page
+    # A table of Markdown has as many cells in each line.
+    for part in page.split("\n\n"):
+        assert len({line.count("|") for line in part.splitlines() if line.startswith("|")}) <= 1
+
+
+def test_the_page_says_what_a_flow_gains() -> None:
+    full, flow = Cell(0.1, 0.2, -2.0, 0.8, 0.5, False), Cell(0.1, 0.1, -0.5, 0.2, 9.0, False)
+    page = markdown({"one": {"full_rank": full, "flow": flow}})
+    assert "| one | -2.00 | -0.50 | 0.80 | +1.50 |" in page

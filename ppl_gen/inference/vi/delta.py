@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from ppl_gen.inference.vi.mixture import VectorGuide
+from ppl_gen.core import GuideDraws, LogDensity
+from ppl_gen.inference.vi.vector_guide import VectorGuide
 
 __all__ = ["DeltaGuide"]
 
@@ -24,6 +29,7 @@ class DeltaGuide(VectorGuide):
         torch.Size([2, 3])
     """
 
+    is_point = True
     loc: torch.Tensor
 
     def __init__(self, dim: int) -> None:
@@ -46,3 +52,20 @@ class DeltaGuide(VectorGuide):
         """Return the log probability of vectors, (n, dim) to (n,): 0 at the point, else -inf."""
         here = (vectors == self.loc).all(dim=-1)
         return torch.where(here, 0.0, -torch.inf).to(vectors.dtype)
+
+    @torch.no_grad()
+    def draw(self, pair: nn.Module, data: Mapping[str, Any], draws: int) -> GuideDraws:
+        """Return the point so many times, with the density in the model's units that it maximises.
+
+        There is no density of the guide to compare it with, and so no bound.
+        """
+        density = LogDensity(
+            pair,
+            data,
+            dtype=self.loc.dtype,
+            device=self.loc.device,
+            prepared=True,
+            jacobian=False,
+        )
+        log_prob = density.log_prob(self.loc).expand(draws)
+        return GuideDraws(density.constrain(self.rsample(draws)), log_prob, None)

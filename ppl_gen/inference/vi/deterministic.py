@@ -38,6 +38,8 @@ _FIRST_SIZE = 128
 _LARGEST_SIZE = 2**15
 _FRESH_SETS = 4
 _MOST_STEPS = 1000
+# A guide so many times as wide as at the start and as 1, or as far away, has nowhere to end.
+_FAR = 1e8
 
 
 @dataclass
@@ -50,6 +52,7 @@ class Fit:
         error: The largest error of a mean, in standard deviations, or of a standard deviation,
             relative, that fresh noise shows.
         converged: Whether that is small, and each optimisation came to its end.
+        bounded: Whether the bound has a maximum, as far as could be seen.
         size: Number of draws that the bound was taken over.
         history: The negative bound after each stage.
         evaluations: Number of gradients of the log density.
@@ -59,6 +62,7 @@ class Fit:
     elbo: tuple[float, float]
     error: float
     converged: bool
+    bounded: bool
     size: int
     history: list[float] = field(default_factory=list)
     evaluations: int = 0
@@ -93,9 +97,16 @@ def fit_normal(
     history: list[float] = []
     evaluations = 0
     while True:
+        near = _Near(start, guide, family)
         noise = family.noise(generator, size)
         bound = _Bound(evaluate, family, guide, noise)
-        found = minimise(bound, parameters, tolerance=0.1 * tolerance, most_steps=_MOST_STEPS)
+        found = minimise(
+            bound,
+            parameters,
+            tolerance=0.1 * tolerance,
+            most_steps=_MOST_STEPS,
+            accepted=near,
+        )
         evaluations += bound.evaluations
         history.append(found.value)
         fresh = [
@@ -105,13 +116,15 @@ def fit_normal(
         values, gradients = zip(*(one(found.point) for one in fresh), strict=True)
         evaluations += _FRESH_SETS * size
         error = float(np.abs(np.mean(gradients, axis=0)).max())
-        spread = np.std(values, ddof=1) / math.sqrt(_FRESH_SETS)
+        with np.errstate(invalid="ignore"):
+            spread = np.std(values, ddof=1) / math.sqrt(_FRESH_SETS)
         normal = guide.then(family.normal(found.point))
         fit = Fit(
             normal,
             (-float(np.mean(values)), float(spread)),
             error,
-            bool(found.converged and error <= tolerance),
+            bool(found.converged and error <= tolerance and np.isfinite(values).all()),
+            near(found.point),
             size,
             history,
             evaluations,
@@ -125,6 +138,32 @@ def fit_normal(
             guide, parameters = normal, family.standard()
         else:
             parameters = found.point
+
+
+class _Near:
+    """Whether a guide is where it has started, but for many orders of magnitude.
+
+    A start in the neck of a funnel may be as narrow as can be: so the unit counts as well.
+
+    Args:
+        start: The first guide of all.
+        guide: The coordinates of the parameters.
+        family: The family.
+    """
+
+    def __init__(self, start: Normal, guide: Normal, family: Family) -> None:
+        self.guide = guide
+        self.family = family
+        self.far = _FAR * np.maximum(start.sd, 1.0) + np.abs(start.mean)
+
+    def __call__(self, parameters: Array, *_: object) -> bool:
+        dim = self.family.dim
+        log_scales = parameters[dim : 2 * dim]
+        if np.abs(parameters).max() < _FAR and log_scales.max() < math.log(_FAR):
+            return True
+        with np.errstate(over="ignore", invalid="ignore"):
+            normal = self.guide.then(self.family.normal(parameters))
+            return bool(((np.abs(normal.mean) + normal.sd) < self.far).all())
 
 
 class _Bound:
@@ -161,6 +200,12 @@ class _Bound:
         inner = self.guide.pull_back(gradients)
         gradient = self.family.mean_pull_back(parameters, self.noise, inner) + of_entropy
         return -value, -gradient
+
+
+def _is_definite(matrix: Array) -> bool:
+    """Return whether a symmetric matrix is positive definite, and not by rounding alone."""
+    values = np.linalg.eigvalsh(matrix)
+    return bool(values[0] > 1e-12 * len(values) * values[-1])
 
 
 def bound_of(
@@ -204,7 +249,7 @@ def linear_response(
         rows.append((bound(standard + step)[1] - bound(standard - step)[1]) / 2e-4)
     curvature = np.array(rows)
     curvature = (curvature + curvature.T) / 2
-    if not np.isfinite(curvature).all() or np.linalg.eigvalsh(curvature)[0] <= 0:
+    if not np.isfinite(curvature).all() or not _is_definite(curvature):
         msg = "linear response: the bound does not curve down at the guide, which is no optimum."
         raise ValueError(msg)
     of_means = np.linalg.inv(curvature)[: guide.dim, : guide.dim]

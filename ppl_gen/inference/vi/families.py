@@ -301,8 +301,9 @@ class LowRank(Family):
         """Return the differential entropy and its gradient."""
         _, scale, directions = self._parts(parameters)
         # |diag(s)² + W W'| = |diag(s)²| |I + W' diag(s)⁻² W|
-        relative = directions / scale[:, None]
-        inner = np.eye(self.rank) + relative.T @ relative
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            relative = directions / scale[:, None]
+            inner = np.eye(self.rank) + relative.T @ relative
         if not np.isfinite(inner).all() or np.linalg.cond(inner) > 1e14:
             return -np.inf, np.zeros_like(parameters)  # so flat that rounding decides
         solved = np.linalg.solve(inner, relative.T).T

@@ -31,8 +31,8 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from ppl_gen.core.evaluation import Evaluate
 from ppl_gen.core.scope import default_dtype, seeded
 from ppl_gen.inference.vi.families import Normal
-from ppl_gen.inference.vi.mixture import VectorGuide
 from ppl_gen.inference.vi.noise import standard_noise
+from ppl_gen.inference.vi.vector_guide import VectorGuide
 
 __all__ = ["FlowFit", "FlowGuide", "fit_flow", "import_zuko"]
 
@@ -56,6 +56,10 @@ _LEAST_GAIN = 0.01
 _STOPPED = (
     "The flow was stopped after {} steps, while its bound still rose: by {:.2g} nats in the last "
     "window of steps. It is a valid guide, but not yet as good as a flow can be."
+)
+_NO_BOUND = (
+    "No flow was fitted: the log density is not finite at some draws of the normal guide that it "
+    "starts from, so that there is no bound to raise. The guide is that normal."
 )
 
 
@@ -284,7 +288,8 @@ def fit_flow(
     history = [-float(first.mean())]
     rates = list(_RATES)
     converged, gain = _gap(highest) <= _LEAST_GAIN, math.nan
-    while not converged and len(history) <= most_windows:
+    bounded = bool(first.isfinite().all())
+    while bounded and not converged and len(history) <= most_windows:
         average = climb.window(rates[0])
         last = climb.state()
         climb.move_to(average)
@@ -311,7 +316,9 @@ def fit_flow(
     elbo, lead = climb.compare(best, straight)
     if lead[0] < -2 * lead[1] or not math.isfinite(elbo[0]):
         elbo, lead = climb.compare(straight, straight)
-    reason = "" if converged else _STOPPED.format(_WINDOW * most_windows, gain)
+    reason = ""
+    if not converged:
+        reason = _STOPPED.format(_WINDOW * most_windows, gain) if bounded else _NO_BOUND
     return FlowFit(guide, elbo, lead, converged, reason, history, climb.evaluations)
 
 

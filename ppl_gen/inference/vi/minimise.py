@@ -47,6 +47,7 @@ def minimise(
     tolerance: float,
     most_steps: int = 500,
     first_length: float = 1.0,
+    rounding: float = 0.0,
     accepted: Callable[[Array, float, Array], bool] = lambda point, value, gradient: True,
 ) -> Minimum:
     """Minimise a smooth function by L-BFGS.
@@ -61,6 +62,7 @@ def minimise(
         tolerance: It ends where no element of the gradient is larger.
         most_steps: Number of steps at most.
         first_length: Length of the first step tried.
+        rounding: Relative error of the values: a step may seem to raise the function by so much.
         accepted: Told the start, and the end of each step, with value and gradient there; it ends
             where the answer is False.
 
@@ -69,7 +71,9 @@ def minimise(
 
     References:
         Nocedal and Wright (2006), Numerical Optimization, algorithm 7.4. Lewis and Overton (2013),
-        Nonsmooth optimization via quasi-Newton methods, Mathematical Programming 141.
+        Nonsmooth optimization via quasi-Newton methods, Mathematical Programming 141. Hager and
+        Zhang (2005), A new conjugate gradient method with guaranteed descent and an efficient line
+        search, SIAM Journal on Optimization 16: what rounding allows.
 
     Example:
         >>> minimise(lambda x: (float(x @ x), 2 * x), np.ones(2), tolerance=1e-9).point
@@ -91,12 +95,13 @@ def minimise(
             direction, slope = -gradient, -float(gradient @ gradient)
         length = 1.0 if pairs else min(1.0, first_length / float(np.linalg.norm(direction)))
         low, high = 0.0, np.inf
+        slack = rounding * abs(value)
         found: tuple[Array, float, Array] | None = None
         for _ in range(_TRIALS):
             tried = point + length * direction
             tried_value, tried_gradient = objective(tried)
             evaluations += 1
-            if not tried_value <= value + _SUFFICIENT * length * slope:  # also NaN
+            if not tried_value <= value + _SUFFICIENT * length * slope + slack:  # also NaN
                 high = length
             else:
                 found = tried, tried_value, tried_gradient

@@ -3,58 +3,17 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch import nn
 
-from ppl_gen.core import GuideDraws, LogDensity
-from ppl_gen.core.arguments import num_bytes
-from ppl_gen.core.draws import map_draws
 from ppl_gen.inference.vi.low_rank import LowRankNormal
+from ppl_gen.inference.vi.vector_guide import VectorGuide
 
-__all__ = ["NormalMixtureGuide", "VectorGuide"]
+__all__ = ["NormalMixtureGuide"]
 
 # So many numbers at once stay in a processor's cache.
 _BLOCK = 2**17
-
-
-class VectorGuide(nn.Module, ABC):
-    """A guide over the unconstrained vector of a `LogDensity`.
-
-    Subclasses hold a tensor `loc`, of whose dtype and on whose device they are.
-    """
-
-    loc: torch.Tensor
-
-    @abstractmethod
-    def rsample(self, draws: int) -> torch.Tensor:
-        """Return draws, (draws, dim)."""
-
-    @abstractmethod
-    def log_prob(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Return the log density of vectors, (n, dim) to (n,)."""
-
-    @torch.no_grad()
-    def draw(self, pair: nn.Module, data: Mapping[str, Any], draws: int) -> GuideDraws:
-        """Return draws of the latent sites, with densities in unconstrained space."""
-        density = LogDensity(
-            pair, data, dtype=self.loc.dtype, device=self.loc.device, prepared=True
-        )
-        return self.draw_from(density, draws)
-
-    @torch.no_grad()
-    def draw_from(self, density: LogDensity, draws: int) -> GuideDraws:
-        """Return draws of the latent sites of a density that exists already."""
-        vectors = self.rsample(draws)
-        log_prob = map_draws(
-            lambda draw: {"": density.log_prob(draw["vector"])},
-            {"vector": vectors},
-            bytes_per_draw=num_bytes(density.data),
-        )[""]
-        return GuideDraws(density.constrain(vectors), log_prob, self.log_prob(vectors).cpu())
 
 
 class NormalMixtureGuide(VectorGuide):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -13,16 +14,37 @@ from ppl_gen.core.evaluation import Evaluate
 from ppl_gen.inference.vi.families import Normal
 from ppl_gen.inference.vi.minimise import minimise
 
-__all__ = ["Mode", "find_mode", "hessian", "root_of_inverse", "widths_of"]
+__all__ = [
+    "Mode",
+    "descent",
+    "find_mode",
+    "flat_directions",
+    "hessian",
+    "is_near",
+    "root_of_inverse",
+    "widths_of",
+]
 
 Array: TypeAlias = NDArray[np.float64]
 
 _ROUNDS = 20
 _STEPS = 300
-# A step of Newton's method that promises less, in nats, has arrived.
+# A step of Newton's method that promises less, in nats, has arrived; or less than such part of the
+# log density, or than so many units of its rounding.
 _LEAST_GAIN = 1e-8
+_LEAST_PART = 1e-12
+_UNITS = 16
+_DOUBLE = float(np.finfo(np.float64).eps)
 # Vectors evaluated at once for a Hessian.
 _COLUMNS = 512
+# A direction whose curvature is a smaller part of that of the coordinates may be flat; it is where
+# so many widths away the log density is the same, but for so many nats. The first distance at which
+# it is finite decides: exponentials of the larger one overflow.
+_LEAST_CURVATURE = 1e-6
+_FAR = (1e5, 500.0)
+_SAME = 1e-2
+# A climb that came so many widths far has no end.
+_ENDLESS = 1e12
 
 
 @dataclass(frozen=True)
@@ -55,13 +77,16 @@ class Mode:
         return Normal(self.point, 1 / np.sqrt(safe))
 
 
-def find_mode(evaluate: Evaluate, start: Array, *, most_rounds: int = _ROUNDS) -> Mode:
+def find_mode(
+    evaluate: Evaluate, start: Array, *, most_rounds: int = _ROUNDS, rounding: float = _DOUBLE
+) -> Mode:
     """Climb to a mode: L-BFGS far from it, Newton's method, which no scale misleads, near it.
 
     Args:
         evaluate: Values (n,) and gradients (n, dim) of vectors (n, dim).
         start: A point of finite density, shape `(dim,)`.
         most_rounds: Number of rounds of both at most.
+        rounding: Relative rounding of the values: that of what the density computes in.
 
     References:
         Nocedal and Wright (2006), Numerical Optimization, chapters 3 and 7.
@@ -86,10 +111,18 @@ def find_mode(evaluate: Evaluate, start: Array, *, most_rounds: int = _ROUNDS) -
             value, slope = at(origin + widths * z)
             return value, slope * widths
 
-        climbed = minimise(standardised, np.zeros(len(start)), tolerance=1e-5, most_steps=_STEPS)
+        tolerance = max(1e-5, math.sqrt(rounding))
+        climbed = minimise(
+            standardised,
+            np.zeros(len(start)),
+            tolerance=tolerance,
+            most_steps=_STEPS,
+            rounding=_UNITS * (rounding - _DOUBLE),
+            accepted=is_near,
+        )
         point = point + scale * climbed.point
         value, gradient = at(point)
-        precision = -hessian(evaluate, point, scale)
+        precision = -hessian(evaluate, point, scale, rounding)
         count += 4 * len(start)
         scale = widths_of(np.diag(precision))
         factor = root_of_inverse(precision)
@@ -102,11 +135,40 @@ def find_mode(evaluate: Evaluate, start: Array, *, most_rounds: int = _ROUNDS) -
                 point, value, gradient = point + length * newton, tried_value, tried_gradient
                 break
             length /= 4
-        rounding = 1e-12 * abs(value)
-        if promised <= _LEAST_GAIN + rounding:
+        if promised <= _LEAST_GAIN + max(_LEAST_PART, _UNITS * rounding) * abs(value):
             converged = bool((np.linalg.eigvalsh(precision) > 0).all())
             break
+        if not is_near(climbed.point):
+            break
     return Mode(point, -value, precision, converged, count)
+
+
+def flat_directions(evaluate: Evaluate, mode: Mode) -> list[Array]:
+    """Return unit vectors along which a density does not fall off: it is improper, or nearly so.
+
+    Args:
+        evaluate: Values (n,) and gradients (n, dim) of vectors (n, dim).
+        mode: A mode of it, or a point as high as any near it.
+
+    Returns:
+        Directions in units of the coordinates' widths, each of shape `(dim,)`.
+    """
+    finite = np.where(np.isfinite(mode.precision), mode.precision, 0.0)
+    widths = widths_of(np.diag(finite))
+    values, vectors = np.linalg.eigh(finite * widths[:, None] * widths)
+    found = []
+    for direction in vectors.T[values < _LEAST_CURVATURE]:
+        away = np.outer([*_FAR, *(-length for length in _FAR)], widths * direction)
+        far, near = evaluate(torch.from_numpy(mode.point + away))[0].reshape(2, -1).unbind(1)
+        reached = torch.where(far.isfinite(), far, near)
+        if bool((reached > mode.log_prob - _SAME).any()):
+            found.append(direction)
+    return found
+
+
+def is_near(point: Array, *_: object) -> bool:
+    """Return whether a climb is not so far away that it has nowhere to end."""
+    return bool(np.abs(point).max() < _ENDLESS)
 
 
 def descent(evaluate: Evaluate, point: Array) -> tuple[float, Array]:
@@ -118,7 +180,7 @@ def descent(evaluate: Evaluate, point: Array) -> tuple[float, Array]:
     return -value, -gradient
 
 
-def hessian(evaluate: Evaluate, point: Array, scale: Array) -> Array:
+def hessian(evaluate: Evaluate, point: Array, scale: Array, rounding: float = _DOUBLE) -> Array:
     """Return the Hessian of a log density by central differences of its gradients.
 
     Args:
@@ -126,14 +188,17 @@ def hessian(evaluate: Evaluate, point: Array, scale: Array) -> Array:
         point: Where, shape `(dim,)`.
         scale: About how wide the density is along each coordinate, shape `(dim,)`; a second pass
             corrects it.
+        rounding: Relative rounding of the gradients.
     """
-    result = _differences(evaluate, point, 1e-4 * scale)
-    return _differences(evaluate, point, 1e-4 * widths_of(np.diag(-result)))
+    # With fewer digits longer steps; those lost in the point's own rounding say nothing.
+    longer = (rounding / _DOUBLE) ** 0.25
+    length, least = 1e-4 * longer, 1e-10 * longer**2 * (1 + np.abs(point))
+    result = _differences(evaluate, point, np.maximum(length * scale, least))
+    widths = widths_of(np.diag(-result))
+    return _differences(evaluate, point, np.maximum(length * widths, least))
 
 
 def _differences(evaluate: Evaluate, point: Array, step: Array) -> Array:
-    # Steps that are lost in the point's own rounding say nothing.
-    step = np.maximum(step, 1e-10 * (1 + np.abs(point)))
     rows = []
     for start in range(0, len(point), _COLUMNS):
         along = np.zeros((min(_COLUMNS, len(point) - start), len(point)))
@@ -142,7 +207,8 @@ def _differences(evaluate: Evaluate, point: Array, step: Array) -> Array:
         ends = torch.from_numpy(np.concatenate([point + along, point - along]))
         gradients = evaluate(ends)[1].numpy()
         apart = 2 * step[start : start + len(along), None]
-        rows.append((gradients[: len(along)] - gradients[len(along) :]) / apart)
+        with np.errstate(over="ignore", invalid="ignore"):
+            rows.append((gradients[: len(along)] - gradients[len(along) :]) / apart)
     result = np.concatenate(rows)
     return np.asarray((result + result.T) / 2)
 

@@ -21,7 +21,16 @@ from ppl_gen.core.evaluation import Evaluate
 from ppl_gen.inference.vi.low_rank import LowRankNormal
 from ppl_gen.inference.vi.minimise import minimise
 
-__all__ = ["Best", "Path", "approximations", "best_of", "climb", "memory", "next_diagonal"]
+__all__ = [
+    "Best",
+    "Path",
+    "approximations",
+    "best_of",
+    "climb",
+    "goes_on",
+    "memory",
+    "next_diagonal",
+]
 
 Array: TypeAlias = NDArray[np.float64]
 Pair: TypeAlias = tuple[Array, Array]
@@ -37,6 +46,8 @@ _ROUNDING = 1e-7
 _CURVATURE = 1e-12
 # A density that curves less than this along a coordinate is flat there, but for rounding.
 _LEAST_CURVATURE = 1e-10
+# A path that came so many widths far has nowhere to end.
+_FAR = 1e8
 # Coordinates along which curvature is measured at once.
 _COLUMNS = 512
 # Numbers that are drawn at once.
@@ -102,6 +113,8 @@ def climb(evaluate: Evaluate, start: Array, most_steps: int) -> Path:
         way.append((start + widths * standardised, gradient / widths))
         values.append(value)
         least = _LEAST_GAIN + _ROUNDING * abs(value)
+        if np.abs(standardised).max() > _FAR:
+            return False
         return len(values) <= _LAST_STEPS or values[0] - value > least
 
     end = minimise(
@@ -113,6 +126,19 @@ def climb(evaluate: Evaluate, start: Array, most_steps: int) -> Path:
     )
     points, gradients = (np.array(part) for part in zip(*way, strict=True))
     return Path(points, gradients, widths, end.evaluations + 4 * len(start))
+
+
+def goes_on(path: Path, best: Best) -> bool:
+    """Return whether the bounds along a path grow without end, as those of improper densities do.
+
+    Args:
+        path: The path.
+        best: Its best approximation.
+    """
+    if best.normal is None:
+        return False
+    away = (best.normal.loc.numpy() - path.points[0]) / path.widths
+    return bool(np.abs(away).max() > 1e-2 * _FAR)
 
 
 def _widths(evaluate: Evaluate, point: Array) -> Array:

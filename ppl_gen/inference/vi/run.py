@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, TypeAlias
@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from ppl_gen.core import GuideDraws, LogDensity, Problem, Result
 from ppl_gen.core.evaluation import Evaluate, evaluation
-from ppl_gen.diagnostics.psis import Smoothed, psis
 from ppl_gen.inference.guides import GaussianGuide
 from ppl_gen.inference.progress import announced
-from ppl_gen.inference.start import find_start
+from ppl_gen.inference.start import find_start, refuse_constant
 from ppl_gen.inference.vi.delta import DeltaGuide
 from ppl_gen.inference.vi.deterministic import (
     TOLERANCE,
@@ -25,11 +24,11 @@ from ppl_gen.inference.vi.deterministic import (
     fit_normal,
     linear_response,
 )
-from ppl_gen.inference.vi.families import FullRank, LowRank, MeanField
+from ppl_gen.inference.vi.families import FullRank, LowRank, MeanField, Normal
 from ppl_gen.inference.vi.flow import fit_flow
 from ppl_gen.inference.vi.minimise import Minimum, minimise
-from ppl_gen.inference.vi.mixture import VectorGuide
-from ppl_gen.inference.vi.mode import Mode, descent, find_mode
+from ppl_gen.inference.vi.mode import Mode, descent, find_mode, flat_directions, is_near
+from ppl_gen.inference.vi.pathfinder import approximations, best_of, climb
 from ppl_gen.inference.vi.structured import (
     Layout,
     Structured,
@@ -37,8 +36,10 @@ from ppl_gen.inference.vi.structured import (
     coupled_plates,
     start_of,
 )
+from ppl_gen.inference.vi.vector_guide import VectorGuide
+from ppl_gen.inference.vi.weights import judge
 
-__all__ = ["NORMAL_GUIDES", "NormalGuide", "run"]
+__all__ = ["NORMAL_GUIDES", "NormalGuide", "best_mode", "run"]
 
 NormalGuide: TypeAlias = Literal[
     "delta",
@@ -64,11 +65,16 @@ _RANK = 10
 # Points besides the first that a climb starts from, and by how many nats another mode has to be
 # higher to be looked at.
 _STARTS = 7
+# Steps of a climb whose best point is looked for on the way, and draws that tell which it is.
+_STEPS_OF_CLIMB = 200
+_DRAWS_ON_CLIMB = 100
 _APART = 0.1
-# Draws that k-hat is estimated from, which is noisy.
+# Draws that importance weights are taken of: k-hat is noisy.
 _WEIGHED = 10_000
 # Coordinates up to which a flow bends a full-rank guide, and not one of independent coordinates.
 _MOST_FULL_RANK = 200
+# A climb to a mode that came so far, and to no end, has none.
+_FAR = 1e8
 
 
 def run(guide: NormalGuide, draws: int, dtype: torch.dtype, problem: Problem) -> Result:
@@ -88,6 +94,7 @@ def run(guide: NormalGuide, draws: int, dtype: torch.dtype, problem: Problem) ->
         prepared=problem.prepared,
         jacobian=guide != "delta",
     )
+    refuse_constant(density)
     with announced("compiling the log density", enabled=problem.progress):
         evaluate = evaluation(density)
     generator = np.random.default_rng(int(torch.randint(2**62, ())))
@@ -108,9 +115,10 @@ def run(guide: NormalGuide, draws: int, dtype: torch.dtype, problem: Problem) ->
             facts={"converged": found.converged},
         )
     vectors, log_q = _sample(fitted, _WEIGHED)
-    weights = _weigh((evaluate(vectors)[0] - log_q).double().numpy())
+    log_ratios = (evaluate(vectors)[0] - log_q).double().numpy()
+    judgement = judge(_detached(density.constrain(vectors)), log_ratios, _better(guide))
     return Result(
-        draws={name: value.detach().unsqueeze(0) for name, value in drawn.values.items()},
+        draws={name: value.unsqueeze(0) for name, value in _detached(drawn.values).items()},
         sample_stats={name: value.unsqueeze(0) for name, value in drawn.stats.items()},
         data=density.data,
         guide=fitted,
@@ -118,16 +126,17 @@ def run(guide: NormalGuide, draws: int, dtype: torch.dtype, problem: Problem) ->
         elbo=found.elbo or drawn.elbo,
         gradient_evaluations=found.evaluations,
         dtype=dtype,
-        warnings=(*found.warnings, *_of_weights(guide, weights)),
-        facts={
-            "converged": found.converged,
-            "pareto_k": math.inf if weights is None else weights.pareto_k,
-        },
+        warnings=(*found.warnings, *judgement.warnings),
+        facts={"converged": found.converged, **judgement.facts},
     )
 
 
+def _detached(values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.detach().cpu() for name, value in values.items()}
+
+
 @torch.no_grad()
-def _sample(guide: GaussianGuide | VectorGuide, draws: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _sample(guide: VectorGuide, draws: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return draws (draws, dim) and their log densities (draws,)."""
     vectors = guide.rsample(draws)
     return vectors, guide.log_prob(vectors).cpu()
@@ -146,7 +155,7 @@ class _Found:
         warnings: What the user should know.
     """
 
-    guide: GaussianGuide | VectorGuide
+    guide: VectorGuide
     converged: bool
     evaluations: int
     elbo: tuple[float, float] | None = None
@@ -160,25 +169,48 @@ def _find(
     start = find_start(density).cpu().double().numpy()
     layout = Layout.of(density)
     if guide == "structured" and layout.plates:
-        return _find_structured(layout, evaluate, start, generator)
-    mode = _best_mode(evaluate, start, generator)
+        return _find_structured(density, layout, evaluate, start, generator)
+    mode = best_mode(evaluate, start, generator, torch.finfo(density.dtype).eps)
+    flat = flat_directions(evaluate, mode)
+    found = _find_from(guide, density, evaluate, mode, start, generator, flat=bool(flat))
+    if flat:
+        names = _sites_of(density, np.abs(flat).max(axis=0))
+        warning = (
+            f"The posterior does not fall off along a direction of {names}, as far as could be "
+            f"seen: it is improper, and no guide is near it. Give {names} a proper prior."
+        )
+        found = replace(found, converged=False, warnings=(warning,))
+    return found
+
+
+def _find_from(
+    guide: NormalGuide,
+    density: LogDensity,
+    evaluate: Evaluate,
+    mode: Mode,
+    start: NDArray[np.float64],
+    generator: np.random.Generator,
+    *,
+    flat: bool,
+) -> _Found:
+    """Find a guide from a mode; of a flat posterior no flow, which would climb without end."""
     if guide == "delta":
         fitted = DeltaGuide.of(mode.point)
-        return _Found(fitted, mode.converged, mode.evaluations, warnings=_of_mode(mode))
+        return _Found(fitted, mode.converged, mode.evaluations, warnings=_of_mode(density, mode))
     if guide == "laplace":
         normal = mode.normal()
         laplace = GaussianGuide.of(normal.mean, normal.factor)
-        return _Found(laplace, mode.converged, mode.evaluations, warnings=_of_mode(mode))
-    if guide == "flow":
-        return _find_flow(evaluate, mode, generator)
-    fit = _fit(guide, evaluate, mode, generator)
+        return _Found(laplace, mode.converged, mode.evaluations, warnings=_of_mode(density, mode))
+    fit = _fit(guide, evaluate, mode, start, generator)
+    if guide == "flow" and fit.bounded and not flat:
+        return _bend(density, evaluate, mode, fit, generator)
     found = _Found(
         GaussianGuide.of(fit.normal.mean, fit.normal.factor),
         fit.converged,
         mode.evaluations + fit.evaluations,
         fit.elbo,
         fit.history,
-        _of_fit(fit),
+        _of_fit(density, fit),
     )
     if guide == "linear_response":
         return _respond(found, fit, evaluate, generator)
@@ -198,6 +230,7 @@ def _respond(found: _Found, fit: Fit, evaluate: Evaluate, generator: np.random.G
 
 
 def _find_structured(
+    density: LogDensity,
     layout: Layout,
     evaluate: Evaluate,
     start: NDArray[np.float64],
@@ -206,7 +239,7 @@ def _find_structured(
     normal, evaluations = start_of(evaluate, layout, start, generator)
     fit = fit_normal(evaluate, lambda dim: Structured(layout), normal, generator)
     coupled = coupled_plates(evaluate, layout, fit.normal, generator)
-    warnings = _of_fit(fit)
+    warnings = _of_fit(density, fit)
     if coupled:
         warnings += (
             f"The rows of plate {', '.join(map(repr, coupled))} depend on other rows even where "
@@ -223,17 +256,24 @@ def _find_structured(
     )
 
 
-def _find_flow(evaluate: Evaluate, mode: Mode, generator: np.random.Generator) -> _Found:
-    wide = len(mode.point) > _MOST_FULL_RANK
-    normal = _fit("mean_field" if wide else "full_rank", evaluate, mode, generator)
+def _bend(
+    density: LogDensity,
+    evaluate: Evaluate,
+    mode: Mode,
+    normal: Fit,
+    generator: np.random.Generator,
+) -> _Found:
+    """Fit a flow on top of a normal guide."""
     fit = fit_flow(evaluate, normal.normal, generator)
+    # What a flow that has converged makes up for need not be told.
+    warnings = () if fit.converged else (*_of_fit(density, normal), fit.reason)
     return _Found(
         fit.guide,
         fit.converged,
         mode.evaluations + normal.evaluations + fit.evaluations,
         fit.elbo,
         fit.history,
-        () if fit.converged else (fit.reason,),
+        warnings,
     )
 
 
@@ -241,84 +281,134 @@ def _fit(
     guide: NormalGuide,
     evaluate: Evaluate,
     mode: Mode,
+    start: NDArray[np.float64],
     generator: np.random.Generator,
 ) -> Fit:
     dim = len(mode.point)
-    if guide in ("mean_field", "linear_response"):
-        return fit_normal(evaluate, MeanField, mode.diagonal(), generator)
+    wide = guide == "flow" and dim > _MOST_FULL_RANK
+    independent = wide or guide in ("mean_field", "linear_response")
     # Of so few coordinates a full covariance has no more parameters.
-    if guide == "low_rank" and dim > 2 * _RANK + 3:
-        widths = mode.diagonal()
-        family = LowRank(dim, _RANK)
-        root = mode.normal().factor / widths.factor[:, None]
-        return fit_normal(
-            evaluate, lambda _: family, widths, generator, parameters=family.near(root @ root.T)
+    low_rank = guide == "low_rank" and dim > 2 * _RANK + 3
+    normal = mode.diagonal() if independent or low_rank else mode.normal()
+    # The mode may be in the neck of a funnel, where no guide is to start from.
+    about_start = Normal(start, np.ones(dim))
+    bounds = [bound_of(evaluate, one, generator) for one in (normal, about_start)]
+    if bounds[1] > bounds[0]:
+        family = (
+            LowRank(dim, _RANK) if low_rank else MeanField(dim) if independent else FullRank(dim)
         )
-    return fit_normal(evaluate, FullRank, mode.normal(), generator)
+        return fit_normal(evaluate, lambda _: family, about_start, generator)
+    if low_rank:
+        family = LowRank(dim, _RANK)
+        root = mode.normal().factor / normal.factor[:, None]
+        return fit_normal(
+            evaluate, lambda _: family, normal, generator, parameters=family.near(root @ root.T)
+        )
+    return fit_normal(evaluate, MeanField if independent else FullRank, normal, generator)
 
 
-def _best_mode(
-    evaluate: Evaluate, start: NDArray[np.float64], generator: np.random.Generator
+def best_mode(
+    evaluate: Evaluate,
+    start: NDArray[np.float64],
+    generator: np.random.Generator,
+    rounding: float = float(np.finfo(np.float64).eps),
 ) -> Mode:
     """Return the mode with the best normal approximation of those found from several points.
 
     A posterior may have modes of no weight: far from the best ones, of a far lower density.
+
+    Args:
+        evaluate: Values (n,) and gradients (n, dim) of unconstrained vectors (n, dim).
+        start: A point of finite density, shape `(dim,)`.
+        generator: Draws the other points.
+        rounding: Relative rounding of what the density computes in.
     """
     points = generator.uniform(-2, 2, size=(_STARTS, len(start)))
     climbed: list[Minimum] = []
     for point in points:
         value, _ = descent(evaluate, point)
         if np.isfinite(value):
-            climbed.append(
-                minimise(partial(descent, evaluate), point, tolerance=1e-3, most_steps=100)
-            )
-    modes = [find_mode(evaluate, start)]
+            climb = partial(descent, evaluate)
+            climbed.append(minimise(climb, point, tolerance=1e-3, most_steps=100, accepted=is_near))
+    modes = [find_mode(evaluate, start, rounding=rounding)]
     if climbed:
         best = min(climbed, key=lambda one: one.value)
         if -best.value > modes[0].log_prob + _APART:
-            modes.append(find_mode(evaluate, best.point))
+            modes.append(find_mode(evaluate, best.point, rounding=rounding))
     bounds = [bound_of(evaluate, mode.normal(), generator) for mode in modes]
-    return modes[int(np.argmax(bounds))]
+    chosen = int(np.nanargmax([-np.inf, *bounds])) - 1
+    if chosen < 0 or not modes[chosen].converged:
+        passed = _on_the_way(evaluate, start, generator)
+        if passed is not None and (
+            chosen < 0 or bound_of(evaluate, passed.normal(), generator) > bounds[chosen]
+        ):
+            return passed
+    return modes[max(chosen, 0)]
 
 
-def _of_mode(mode: Mode) -> tuple[str, ...]:
-    if not mode.converged:
-        return (
-            "The climb to the mode did not come to its end: the posterior may have none, or be "
-            'flat. Take guide="mean_field" or "full_rank", which need no mode.',
-        )
-    return ()
+def _on_the_way(
+    evaluate: Evaluate, start: NDArray[np.float64], generator: np.random.Generator
+) -> Mode | None:
+    """Return the best point on a climb, by the curvature there, of a density without a mode.
 
-
-def _weigh(log_ratios: NDArray[np.float64]) -> Smoothed | None:
-    """Return the importance weights of draws, or None where none of them has any."""
-    if np.isposinf(log_ratios).any() or not np.isfinite(log_ratios).any():
+    The density of a hierarchy, for one, has no highest point: its scale may go to zero. The
+    posterior is where the climb comes by.
+    """
+    path = climb(evaluate, start, _STEPS_OF_CLIMB)
+    noise = torch.from_numpy(generator.standard_normal((_DRAWS_ON_CLIMB, len(start))))
+    best = best_of(evaluate, approximations(path), noise)
+    if best.normal is None:
         return None
-    return psis(log_ratios)
+    mean = best.normal.draw(torch.zeros(1, len(start), dtype=torch.float64))[0]
+    factor = (best.normal.draw(torch.eye(len(start), dtype=torch.float64)) - mean).numpy()
+    precision = np.linalg.inv(factor.T @ factor)
+    point = mean.numpy()
+    value, _ = descent(evaluate, point)
+    return Mode(point, -value, precision, False, path.evaluations + best.evaluations)
 
 
-def _of_weights(guide: NormalGuide, weights: Smoothed | None) -> tuple[str, ...]:
-    if weights is None:
-        return (
-            "The guide is no approximation of the posterior, which has no finite density at any of "
-            "its draws. Write the hierarchy non-centred, or take NUTS.",
-        )
-    # Within its own error of the threshold it says nothing yet.
-    if weights.pareto_k - weights.pareto_k_error <= weights.threshold:
+def _sites_of(density: LogDensity, sizes: NDArray[np.float64]) -> str:
+    """Return the names of the sites in whose coordinates, shape `(dim,)`, something is large."""
+    sizes = np.where(np.isnan(sizes), np.inf, sizes)
+    large = 0.1 * min(float(sizes.max()), np.finfo(float).max)
+    blocks = density.blocks.items()
+    return ", ".join(f"'{n}'" for n, b in blocks if sizes[b.start : b.stop].max() >= large)
+
+
+def _of_mode(density: LogDensity, mode: Mode) -> tuple[str, ...]:
+    if mode.converged:
         return ()
-    better = "NUTS" if guide in ("full_rank", "flow") else 'guide="full_rank", or NUTS'
+    if np.abs(mode.point).max() > _FAR:
+        names = _sites_of(density, np.abs(mode.point))
+        return (
+            f"The climb to the mode went on without end in {names}: the posterior is improper, or "
+            f"its density unbounded. Give {names} a proper prior.",
+        )
     return (
-        f"The guide misses a part of the posterior: Pareto k-hat is {weights.pareto_k:.2f} "
-        f"±{weights.pareto_k_error:.2f}, above {weights.threshold:.2f}. Its means may be right, "
-        f"its tails are not. Take {better}.",
+        "The climb to the mode did not come to its end: the posterior may have none, or be "
+        'flat. Take guide="mean_field" or "full_rank", which need no mode.',
     )
 
 
-def _of_fit(fit: Fit) -> tuple[str, ...]:
-    if not fit.converged:
+def _better(guide: NormalGuide) -> str:
+    """Return what to take in place of a guide that is not good enough."""
+    return {"flow": "NUTS", "full_rank": 'guide="flow", or NUTS'}.get(
+        guide, 'guide="full_rank", or NUTS'
+    )
+
+
+def _of_fit(density: LogDensity, fit: Fit) -> tuple[str, ...]:
+    if fit.converged:
+        return ()
+    if not fit.bounded:
+        sizes = np.maximum(np.abs(fit.normal.mean), fit.normal.sd)
+        names = _sites_of(density, sizes)
         return (
-            f"The guide is not optimal yet: a mean is off by up to {fit.error:.2g} of a standard "
-            f"deviation, or a standard deviation relative to itself, where {TOLERANCE} would do. "
-            "The posterior may have heavy tails or several modes: do not trust it unseen.",
+            f"The guide grew without end in {names}, and was stopped: the posterior is improper, "
+            f"or its density unbounded. Give {names} a proper prior.",
         )
-    return ()
+    return (
+        f"The guide is not optimal yet: a mean is off by up to {fit.error:.2g} of a standard "
+        f"deviation, or a standard deviation relative to itself, where {TOLERANCE} would do. "
+        "The posterior may have heavy tails or several modes: do not trust it unseen.",
+    )

@@ -28,9 +28,9 @@ from ppl_gen.core.evaluation import Evaluate
 from ppl_gen.core.structure import Plate, Site
 from ppl_gen.inference.vi.families import Family, FullRank, Normal
 from ppl_gen.inference.vi.minimise import minimise
-from ppl_gen.inference.vi.mixture import VectorGuide
 from ppl_gen.inference.vi.mode import root_of_inverse, widths_of
 from ppl_gen.inference.vi.noise import standard_noise, whitened
+from ppl_gen.inference.vi.vector_guide import VectorGuide
 
 __all__ = ["Layout", "Rows", "Structured", "StructuredGuide", "coupled_plates", "start_of"]
 

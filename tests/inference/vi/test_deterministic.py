@@ -1,6 +1,7 @@
 """Normal guides on fixed noise: exact where that is known, and honest where they are not good."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyro
@@ -14,7 +15,7 @@ from ppl_gen.core.evaluation import Evaluate
 from ppl_gen.inference import SVI
 from ppl_gen.inference.vi.deterministic import fit_normal, linear_response, standard_noise
 from ppl_gen.inference.vi.families import Family, FullRank, LowRank, MeanField, Normal
-from ppl_gen.inference.vi.mode import find_mode, hessian
+from ppl_gen.inference.vi.mode import find_mode, flat_directions, hessian
 
 Array = NDArray[np.float64]
 
@@ -155,6 +156,65 @@ def test_a_mode_that_is_none_is_not_called_one() -> None:
     assert not find_mode(saddle, np.zeros(2)).converged
 
 
+def test_a_mode_in_single_precision() -> None:
+    covariance = correlated(0.9) * np.outer([0.1, 10.0], [0.1, 10.0])
+    mean = np.array([3.0, -10.0])
+    exact = normal_density(covariance, mean)
+
+    def rounded(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        values, slopes = exact(vectors.float().double())
+        return (values - 1000.0).float().double(), slopes.float().double()
+
+    found = find_mode(rounded, np.zeros(2), rounding=float(np.finfo(np.float32).eps))
+    assert found.converged
+    assert found.evaluations < 300
+    np.testing.assert_allclose((found.point - mean) / [0.1, 10.0], 0, atol=1e-2)
+    root = found.normal().factor / np.array([[0.1], [10.0]])
+    np.testing.assert_allclose(root @ root.T, correlated(0.9), rtol=0.05)
+    # Negative control: with the limits of double precision it goes on for as long as it may.
+    lost = find_mode(rounded, np.zeros(2))
+    assert lost.evaluations > 3 * found.evaluations
+
+
+def test_flat_directions_are_found() -> None:
+    def ridge(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Along (1, -1, 0) nothing changes."""
+        total, last = vectors[:, 0] + vectors[:, 1], vectors[:, 2]
+        slopes = torch.stack([-total, -total, -last], dim=1)
+        return -0.5 * (total**2 + last**2), slopes
+
+    mode = find_mode(ridge, np.array([1.0, 2.0, 3.0]))
+    (direction,) = flat_directions(ridge, mode)
+    np.testing.assert_allclose(np.abs(direction), [2**-0.5, 2**-0.5, 0], atol=1e-6)
+    for r in (0.5, -0.99999):
+        evaluate = normal_density(correlated(r), np.zeros(2))
+        assert flat_directions(evaluate, find_mode(evaluate, np.ones(2))) == []
+
+
+@pytest.mark.parametrize("guide", ["mean_field", "full_rank"])
+def test_a_funnel_is_not_fitted_from_its_neck(guide: str) -> None:
+    """Its mode is there, 10^8 times as narrow as the draws; the optimum is known.
+
+    With q(v) = N(m, s²) the best q(x) has the variance exp(m - s²/2), and the bound is at most
+    log(s / 3), at s² = 1 / (1/9 + 9/2): any correlation of v with x averages out.
+    """
+
+    def funnel() -> None:
+        v = pyro.sample("v", dist.Normal(0.0, 3.0))
+        with pyro.plate("directions", 9):
+            pyro.sample("x", dist.Normal(0.0, (v / 2).exp()))
+
+    method: Any = SVI(guide=guide, draws=4000)  # type: ignore[arg-type]
+    posterior = pg.fit(funnel, {}, method, progress=False)
+    sd = (1 / 9 + 9 / 2) ** -0.5
+    assert posterior.provenance["converged"]
+    assert posterior.elbo is not None
+    assert posterior.elbo[0] == pytest.approx(np.log(sd / 3), abs=0.01)
+    # The error that the fit allows itself, 3 %, and that of 4,000 draws.
+    assert posterior["v"].std() == pytest.approx(sd, rel=0.03 + 5 / (2 * 4000) ** 0.5)
+    assert "k-hat" in posterior.warnings[0]
+
+
 def test_a_wrong_gradient_is_not_called_an_optimum() -> None:
     right = normal_density(correlated(0.5), np.zeros(2))
 
@@ -220,7 +280,18 @@ def test_delta_is_the_maximum_in_the_units_of_the_model() -> None:
     torch.testing.assert_close(posterior["mean"][0, 0].item(), 3.0, rtol=1e-5, atol=0)
     assert posterior.provenance["converged"]
     assert posterior.elbo is None
-    assert posterior.sample(draws=3)["rate"].shape[:2] == (1, 3)
+    assert posterior.is_point
+    # A point has no density, and so no bound; that of the model is in its own units.
+    again = posterior.sample(draws=3)
+    assert again["rate"].shape[:2] == (1, 3)
+    assert again.elbo is None
+    assert set(again.sample_stats) == {"lp"}
+    lp = posterior.sample_stats["lp"][0, 0].item()
+    np.testing.assert_allclose(again.sample_stats["lp"][0].numpy(), lp, rtol=1e-10)
+    rate = dist.Gamma(3.0, 1.0).log_prob(torch.tensor(2.0))
+    assert lp == pytest.approx(float(rate + dist.Normal(3.0, 1.0).log_prob(y).sum()), rel=1e-6)
+    with pytest.raises(ValueError, match="one point, to which no draws can be added"):
+        posterior.extend(10)
 
 
 def spike(y: torch.Tensor) -> None:

@@ -152,6 +152,19 @@ def test_a_flow_that_was_stopped_says_so() -> None:
     assert flow.elbo[0] < 3 * flow.elbo[1]
 
 
+def test_without_a_bound_there_is_nothing_to_raise() -> None:
+    def cut(u: torch.Tensor) -> torch.Tensor:
+        """Half of a normal distribution: no normal guide has a bound."""
+        inside = dist.Normal(0.0, 1.0).log_prob(u[:, 0])
+        return torch.where(u[:, 0] > -1.0, inside, -torch.inf)
+
+    rng = np.random.default_rng(0)
+    flow = fit_flow(evaluation_of(cut), Normal(np.zeros(1), np.ones(1)), rng)
+    assert not flow.converged
+    assert flow.reason.startswith("No flow was fitted")
+    assert len(flow.history) == 1  # not a step was made
+
+
 def test_banana() -> None:
     normal, flow = fitted(banana, 2, most_windows=4)
     error = math.hypot(normal.elbo[1], flow.elbo[1])
