@@ -1,9 +1,6 @@
 """The example of the conditional VAE, run on the embedded digits with small settings."""
 
-import importlib.util
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,19 +15,6 @@ from ppl_gen.models import ConditionalVAE
 
 PICTURES = {"classes.png", "reconstructions.png", "style_transfer.png"}
 SMALL = "--dataset digits --epochs 2 --latent-size 2 --hidden-sizes 16 --train-images 300".split()
-
-
-@pytest.fixture(scope="module")
-def example(pytestconfig: pytest.Config) -> Iterator[ModuleType]:
-    path = pytestconfig.rootpath / "examples" / "conditional_vae_mnist.py"
-    spec = importlib.util.spec_from_file_location("example_conditional_vae_mnist", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
 
 
 def run(example: ModuleType, out: Path, *options: str) -> dict[str, Any]:

@@ -1,10 +1,7 @@
 """The example of missing pixels, on the embedded digits with small settings."""
 
-import importlib.util
 import json
 import math
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -22,19 +19,6 @@ SMALL = (
     "--importance-samples 50"
 ).split()
 PICTURES = {"lower_half.png", "square.png", "scattered.png"}
-
-
-@pytest.fixture(scope="module")
-def example(pytestconfig: pytest.Config) -> Iterator[ModuleType]:
-    path = pytestconfig.rootpath / "examples" / "inpainting_mnist.py"
-    spec = importlib.util.spec_from_file_location("example_inpainting_mnist", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
 
 
 def test_all_that_is_promised_is_written(

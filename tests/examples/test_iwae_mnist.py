@@ -1,9 +1,6 @@
 """The example of importance-weighted autoencoders, on the embedded digits with small settings."""
 
-import importlib.util
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -18,19 +15,6 @@ SMALL = (
     "--dataset digits --k 1 4 --epochs 2 --hidden-sizes 16 --latent-size 3 --train-images 200 "
     "--test-images 20 --samples 10"
 ).split()
-
-
-@pytest.fixture(scope="module")
-def example(pytestconfig: pytest.Config) -> Iterator[ModuleType]:
-    path = pytestconfig.rootpath / "examples" / "iwae_mnist.py"
-    spec = importlib.util.spec_from_file_location("example_iwae_mnist", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
 
 
 def test_all_that_is_promised_is_written(

@@ -1,9 +1,6 @@
 """The example of learning from few labels, run on the embedded digits with small settings."""
 
-import importlib.util
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,19 +15,6 @@ from ppl_gen.models import VAE, SemiSupervisedVAE
 
 PICTURES = {"accuracy.png", "confusion.png", "labelled.png", "samples.png", "uncertain.png"}
 SMALL = "--dataset digits --vae-epochs 3 --epochs 2 --features 4 --latent-size 2".split()
-
-
-@pytest.fixture(scope="module")
-def example(pytestconfig: pytest.Config) -> Iterator[ModuleType]:
-    path = pytestconfig.rootpath / "examples" / "semi_supervised_mnist.py"
-    spec = importlib.util.spec_from_file_location("example_semi_supervised_mnist", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
 
 
 def run(example: ModuleType, out: Path, *options: str) -> dict[str, Any]:

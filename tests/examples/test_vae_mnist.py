@@ -1,9 +1,6 @@
 """The main example, run on the embedded digits with small settings."""
 
-import importlib.util
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,19 +25,6 @@ SMALL = (
     "--dataset digits --epochs 2 --train-images 256 --batch-size 64 --hidden-sizes 16 "
     "--latent-size 3 --importance-samples 5 --test-images 20"
 ).split()
-
-
-@pytest.fixture(scope="module")
-def example(pytestconfig: pytest.Config) -> Iterator[ModuleType]:
-    path = pytestconfig.rootpath / "examples" / "vae_mnist.py"
-    spec = importlib.util.spec_from_file_location("example_vae_mnist", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
 
 
 def run(example: ModuleType, out: Path, *options: str) -> dict[str, Any]:

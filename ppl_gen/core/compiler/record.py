@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_gen.core.compiler.decompositions import decomposition
+from ppl_gen.core.memory import address_of, unwrapped
 
 __all__ = ["CannotCompile", "Operation", "Place", "Recording", "Storage", "record"]
 
@@ -222,14 +223,14 @@ class _Recorder(TorchDispatchMode):
 
     def is_live(self, tensor: torch.Tensor) -> bool:
         """Return whether a tensor's storage depends on the vector."""
-        storage = self._storages.get(_address(tensor))
+        storage = self._storages.get(address_of(tensor))
         return storage is not None and storage.live
 
     def place(self, tensor: torch.Tensor) -> Place:
         """Return a tensor's place; memory not seen before is constant."""
         if tensor.is_complex():
             raise CannotCompile(f"{_COMPLEX}.{self.line()}")
-        storage = self._storages.get(_address(tensor)) or self._add(tensor, live=False)
+        storage = self._storages.get(address_of(tensor)) or self._add(tensor, live=False)
         if storage.dtype != tensor.dtype or storage.size != _size(tensor):
             msg = f"memory of {storage.size} {storage.dtype} is used as {_size(tensor)} "
             raise CannotCompile(f"{msg}{tensor.dtype}.{self.line()}")
@@ -279,7 +280,7 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         before = len(self._storages)
         for tensor in _tensors([result]):
-            if _address(tensor) not in self._storages:
+            if address_of(tensor) not in self._storages:
                 self._add(tensor, live=True)
         if len(self._storages) > before or written:
             outputs = tuple(self.place(tensor) for tensor in _tensors([result]))
@@ -306,18 +307,18 @@ class _Recorder(TorchDispatchMode):
         values = None if live else _whole(tensor)
         storage = Storage(self._count, _size(tensor), tensor.dtype, values)
         self._count += 1
-        self._storages[_address(tensor)] = storage
+        self._storages[address_of(tensor)] = storage
         self._alive.append(tensor)
         return storage
 
     def _will_change(self, tensor: torch.Tensor) -> None:
         """Part with constant memory that is written to: what was read before keeps its values."""
-        storage = self._storages.pop(_address(tensor), None)
+        storage = self._storages.pop(address_of(tensor), None)
         if storage is not None:
             storage.values = _whole(tensor).clone()
 
     def _becomes_live(self, tensor: torch.Tensor) -> None:
-        before = self._storages.pop(_address(tensor), None)
+        before = self._storages.pop(address_of(tensor), None)
         initial = _whole(tensor).clone()
         if before is not None:
             before.values = initial
@@ -349,21 +350,10 @@ class _Numbers(TorchFunctionMode):
         if func in _READERS or func in _MAKERS:
             # A tensor that is copied as a whole goes through operators.
             read = args if func in _READERS else [a for a in args if isinstance(a, list | tuple)]
-            if any(self.recorder.is_live(_unwrapped(tensor)) for tensor in _tensors(read)):
+            if any(self.recorder.is_live(unwrapped(tensor)) for tensor in _tensors(read)):
                 msg = f"{func.__name__}() makes plain numbers of the values of a latent site."
                 raise CannotCompile(msg + self.recorder.line())
         return func(*args, **kwargs)
-
-
-def _unwrapped(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the tensor inside of those that `vmap` and `grad` wrap around it."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        tensor = torch._C._functorch.get_unwrapped(tensor)
-    return tensor
-
-
-def _address(tensor: torch.Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
 
 
 def _size(tensor: torch.Tensor) -> int:

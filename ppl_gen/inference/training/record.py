@@ -17,6 +17,8 @@ from torch.fx import Graph, GraphModule, Node
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ppl_gen.core.memory import address_of, unwrapped
+
 __all__ = ["CannotRecord", "Recording", "record"]
 
 # Where a tensor's elements lie. Tensors of one place are interchangeable.
@@ -142,7 +144,7 @@ class _Recorder(TorchDispatchMode):
         self._refs: dict[_Place, _Ref] = {}
         self._live: set[int] = set()
         for tensor in (*inputs, *changing):
-            self._live.add(_address(tensor))
+            self._live.add(address_of(tensor))
             self._new(tensor)
         self.num_inputs = len(inputs)
 
@@ -159,7 +161,7 @@ class _Recorder(TorchDispatchMode):
 
     def is_live(self, tensor: torch.Tensor) -> bool:
         """Return whether a tensor's values change from run to run."""
-        return _address(tensor) in self._live
+        return address_of(tensor) in self._live
 
     def _new(self, tensor: torch.Tensor) -> _Ref:
         self.tensors.append(tensor)
@@ -185,18 +187,18 @@ class _Recorder(TorchDispatchMode):
         if func is torch.ops.aten.lift_fresh.default:
             return self._constant(func(*args))
         recorded = _map(self.ref, args), _map(self.ref, kwargs)
-        reads = {_address(tensor) for tensor in given}
-        writes = {_address(tensor) for tensor in _written(func, args, kwargs)}
+        reads = {address_of(tensor) for tensor in given}
+        writes = {address_of(tensor) for tensor in _written(func, args, kwargs)}
         result = func(*args, **kwargs)
         made = list(_tensors([result]))
         same = len(made) == 1 and _place(made[0]) in self._refs
-        if same and not writes and _address(made[0]) in reads:
+        if same and not writes and address_of(made[0]) in reads:
             return result  # another name for a tensor that is there already
         values = set() if func._schema.name in _FACTORIES else reads
         call = _Call(func, *recorded, None, writes, is_live=bool(values & self._live))
         call.is_live |= call.is_random
         if call.is_live:
-            self._live |= writes | {_address(tensor) for tensor in made}
+            self._live |= writes | {address_of(tensor) for tensor in made}
         # What is written to stays what it is, unless it becomes another view of its memory.
         stays = set() if torch.Tag.inplace_view in func.tags else {_place(t) for t in given}
         call.result = _map(lambda t: self.ref(t) if _place(t) in stays else self._new(t), result)
@@ -244,7 +246,7 @@ class _Numbers(TorchFunctionMode):
         if func in _READERS or func in _MAKERS:
             # A tensor that is copied as a whole goes through operators.
             read = args if func in _READERS else [a for a in args if isinstance(a, list | tuple)]
-            if any(self.recorder.is_live(_unwrapped(tensor)) for tensor in _tensors(read)):
+            if any(self.recorder.is_live(unwrapped(tensor)) for tensor in _tensors(read)):
                 msg = f"{func.__name__}() makes plain numbers of tensors"
                 raise CannotRecord(msg)
         return func(*args, **(kwargs or {}))
@@ -263,7 +265,7 @@ class _Program:
         self.calls = self._needed(self._distinct(self._folded(recorder.calls)))
 
     def _address(self, ref: _Ref) -> int:
-        return _address(self.tensors[ref.index])
+        return address_of(self.tensors[ref.index])
 
     def _folded(self, calls: Iterable[_Call]) -> Iterator[_Call]:
         """Leave out what comes out the same in every run."""
@@ -299,7 +301,7 @@ class _Program:
     def _needed(self, calls: Iterable[_Call]) -> list[_Call]:
         """Leave out what nothing needs; random numbers are drawn all the same."""
         every = list(calls)
-        given = {_address(t) for i, t in enumerate(self.tensors) if _Ref(i) not in self.made}
+        given = {address_of(t) for i, t in enumerate(self.tensors) if _Ref(i) not in self.made}
         needed = set(_refs(self.outputs))
         storages = given | {self._address(ref) for ref in needed}
         kept = []
@@ -335,7 +337,7 @@ class _Program:
             module,
             given=tuple(self.tensors[ref.index] for ref in given),
             watched=(*(self.tensors[ref.index] for ref in self.watched), *self.recorder.looked_at),
-            written=tuple(tensor for tensor in outside if _address(tensor) in self.written),
+            written=tuple(tensor for tensor in outside if address_of(tensor) in self.written),
         )
 
     def _emit(self, graph: Graph, nodes: dict[_Ref, Node], call: _Call, *, plain: bool) -> None:
@@ -430,20 +432,9 @@ def _foreign_noise() -> tuple[Any, ...]:
     return random.getstate(), np.asarray(key).tobytes(), position
 
 
-def _unwrapped(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the tensor inside of those that `vmap` and `grad` wrap around it."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        tensor = torch._C._functorch.get_unwrapped(tensor)
-    return tensor
-
-
-def _address(tensor: torch.Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
-
-
 def _place(tensor: torch.Tensor) -> _Place:
     return (
-        _address(tensor),
+        address_of(tensor),
         int(tensor.storage_offset()),
         tuple(tensor.shape),
         tensor.stride(),
