@@ -300,7 +300,6 @@ class Training:
 
     def _gradients(self, batch: Any) -> float:
         """Take the gradients, their means over all processes; return the loss likewise."""
-        self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss_and_gradients(batch, self.course.progress)
         if ranks().size == 1:
             return loss.item()

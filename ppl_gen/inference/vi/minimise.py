@@ -19,6 +19,9 @@ _MEMORY = 20
 _SUFFICIENT = 1e-4
 _CURVATURE = 0.9
 _TRIALS = 40
+# In units of the value's last digit, what a step has to promise to be seen.
+_UNITS = 16
+_LAST_DIGIT = float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ def minimise(
             return Minimum(point, value, gradient, evaluations, True)
         direction = -_times_inverse(gradient, pairs)
         slope = float(gradient @ direction)
+        if pairs and 0 <= -slope <= max(rounding, _UNITS * _LAST_DIGIT) * abs(value):
+            return Minimum(point, value, gradient, evaluations, True)
         if not slope < 0:
             pairs.clear()
             direction, slope = -gradient, -float(gradient @ gradient)

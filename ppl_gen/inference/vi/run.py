@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ppl_gen.core import GuideDraws, LogDensity, Problem, Result
 from ppl_gen.core.evaluation import Evaluate, evaluation
+from ppl_gen.diagnostics import psis
 from ppl_gen.inference.guides import GaussianGuide
 from ppl_gen.inference.progress import announced
 from ppl_gen.inference.start import find_start, refuse_constant
@@ -69,8 +70,11 @@ _STARTS = 7
 _STEPS_OF_CLIMB = 200
 _DRAWS_ON_CLIMB = 100
 _APART = 0.1
-# Draws that importance weights are taken of: k-hat is noisy.
+# Draws that importance weights are taken of: k-hat is noisy. So few will do where they show the guide
+# to be so good that they are worth nearly their number, and k-hat to be far below its threshold.
 _WEIGHED = 10_000
+_WEIGHED_AT_FIRST = 1_000
+_NEARLY_ALL = 0.9
 # Coordinates up to which a flow bends a full-rank guide, and not one of independent coordinates.
 _MOST_FULL_RANK = 200
 # A climb to a mode that came so far, and to no end, has none.
@@ -114,8 +118,7 @@ def run(guide: NormalGuide, draws: int, dtype: torch.dtype, problem: Problem) ->
             warnings=found.warnings,
             facts={"converged": found.converged},
         )
-    vectors, log_q = _sample(fitted, _WEIGHED)
-    log_ratios = (evaluate(vectors)[0] - log_q).double().numpy()
+    vectors, log_ratios = _weighed(fitted, evaluate)
     judgement = judge(_detached(density.constrain(vectors)), log_ratios, _better(guide))
     return Result(
         draws={name: value.unsqueeze(0) for name, value in _detached(drawn.values).items()},
@@ -140,6 +143,23 @@ def _sample(guide: VectorGuide, draws: int) -> tuple[torch.Tensor, torch.Tensor]
     """Return draws (draws, dim) and their log densities (draws,)."""
     vectors = guide.rsample(draws)
     return vectors, guide.log_prob(vectors).cpu()
+
+
+def _weighed(guide: VectorGuide, evaluate: Evaluate) -> tuple[torch.Tensor, NDArray[np.float64]]:
+    """Return draws (draw, dim) and their log importance ratios (draw,), as many as it takes."""
+
+    def weigh(draws: int) -> tuple[torch.Tensor, NDArray[np.float64]]:
+        vectors, log_q = _sample(guide, draws)
+        return vectors, (evaluate(vectors)[0] - log_q).double().numpy()
+
+    first, ratios = weigh(_WEIGHED_AT_FIRST)
+    if np.isfinite(ratios).all():
+        weights = psis(ratios)
+        far_below = weights.pareto_k + 3 * weights.pareto_k_error < weights.threshold
+        if far_below and weights.ess > _NEARLY_ALL * len(ratios):
+            return first, ratios
+    rest, ratios_of_rest = weigh(_WEIGHED - _WEIGHED_AT_FIRST)
+    return torch.cat([first, rest]), np.concatenate([ratios, ratios_of_rest])
 
 
 @dataclass(frozen=True)

@@ -67,3 +67,23 @@ def test_a_wrong_gradient_does_not_converge() -> None:
     found = minimise(lambda x: (float(x @ x), -2 * x), np.ones(2), tolerance=1e-8)
     assert not found.converged
     assert found.value <= 2.0
+
+
+def test_it_ends_where_a_step_promises_less_than_rounding_shows() -> None:
+    # A regression with 20,000 rows: the value is large, its last digits are noise, and a gradient
+    # as small as asked for is that of a point whose value is lower by 1e-17 alone.
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(20_000, 5))
+    y = x @ rng.normal(size=5) + rng.normal(scale=1.5, size=20_000)
+
+    def objective(weights: Array) -> tuple[float, Array]:
+        residual = y - x @ weights
+        return 1e5 + float(0.5 * residual @ residual), -x.T @ residual
+
+    found = minimise(objective, np.zeros(5), tolerance=1e-12)
+    assert found.converged
+    assert found.evaluations < 30
+    # In standard deviations of the posterior, whose log density the value is: 16 units in the last
+    # digit are 4e-10 nats, and L-BFGS may take a direction for so much flatter than it is.
+    off = np.linalg.cholesky(x.T @ x).T @ (found.point - np.linalg.lstsq(x, y, rcond=None)[0])
+    assert np.abs(off).max() < 1e-3
