@@ -7,8 +7,8 @@ Carlo and NUTS.
 
     python examples/compare_posteriors.py
 
-prints a table for each model and writes it, with the marginals drawn over each other, into
-runs/compare_posteriors/.
+prints for each model which posteriors can be trusted and why, and writes it as a page with figures,
+and the marginals drawn over each other as a picture, into runs/compare_posteriors/.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def report(
     print(comparison)
     page = comparison.save(out / f"{name}.html")
     picture = out / f"{name}.png"
-    comparison.plot(parameters).savefig(picture, dpi=150)
+    comparison.plot(parameters=parameters).savefig(picture, dpi=150)
     print(f"Written: {page}, {picture}\n")
 
 
@@ -120,8 +120,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that exists")
     parser.add_argument("--chains", type=positive, default=4, help="chains of HMC and NUTS")
-    parser.add_argument("--draws", type=positive, default=300, help="draws of each chain")
-    parser.add_argument("--warmup", type=positive, default=200, help="warm-up of each chain")
+    parser.add_argument("--draws", type=positive, default=1000, help="draws of each chain")
+    parser.add_argument("--warmup", type=positive, default=1000, help="warm-up of each chain")
     parser.add_argument("--steps", type=positive, default=2000, help="steps of SVI")
     parser.add_argument("--seed", type=int, default=0, help="seed of every fit")
     return parser.parse_args(arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import platform
 import shutil
@@ -406,12 +407,13 @@ def _facts(method: Method, seed: int, device: torch.device) -> dict[str, Any]:
         "method": type(method).__name__,
         "options": options_of(method),
         "seed": seed,
-        "versions": _versions(),
+        "versions": dict(_versions()),
         "device": str(device),
     }
 
 
-def _versions() -> dict[str, str]:
+@functools.cache
+def _versions() -> Mapping[str, str]:
     packages = ("ppl-gen", "torch", "pyro-ppl", "numpy")
     found = {name: metadata.version(name) for name in packages}
     return {"python": platform.python_version(), **found}

@@ -108,7 +108,8 @@ class Posterior:
         sites = "".join(f"\n  {name} {shape[2:]}" for name, shape in self._shapes.items())
         sites += "".join(f"\n! {warning}" for warning in self.warnings)
         method = self.provenance.get("method", "unknown method")
-        stopped = ", interrupted" if self.interrupted else ""
+        stopped = ", reweighted" if "reweighted" in self.provenance else ""
+        stopped += ", interrupted" if self.interrupted else ""
         chains = f"{self.num_chains} chains x {self.num_draws} draws"
         if not self.draws:
             return f"Posterior by {method}{stopped}.{self._local_hint}"
@@ -126,7 +127,7 @@ class Posterior:
     @property
     def is_point(self) -> bool:
         """Whether it is one point, such as the mode, and no distribution."""
-        if self.is_mcmc or self.num_draws != 1:
+        if self.is_mcmc or self.num_draws != 1 or "reweighted" in self.provenance:
             return False
         return self.guide is None or getattr(self.guide, "is_point", False)
 
@@ -171,6 +172,11 @@ class Posterior:
                     f"a posterior by {method} is one point, posterior.draws, and has no guide to "
                     'draw from. For a distribution take NUTS(), or SVI(guide="full_rank").'
                 )
+            if "reweighted" in self.provenance:
+                msg = (
+                    "a reweighted posterior has its draws and no guide, which would draw from what "
+                    "it was before: use posterior.draws, or reweight the earlier one again."
+                )
             raise ValueError(msg)
         check_count("draws", draws)
         with isolated(seed, self._dtype):
@@ -188,6 +194,35 @@ class Posterior:
                     local_plate=None,
                 )
             )
+
+    def reweight(self, draws: int | None = None, seed: int = 0) -> Posterior:
+        """Draw anew from the guide, and choose among these draws by their importance weights.
+
+        Where Pareto k-hat allows it, the result has the posterior's moments where the guide's are
+        off. What no draw of the guide comes near, such as another mode, stays unseen. The guide is
+        left behind: the draws are all that there is of the result, and `predict` goes by them.
+        `provenance["reweighted"]` has k-hat, the effective sample size, and whether the draws are
+        `reliable` by these.
+
+        Args:
+            draws: Number of draws to choose; None: as many as there were.
+            seed: Seed of draws and choice.
+
+        Returns:
+            A posterior of one chain with those draws, with a warning where k-hat, or its interval,
+            is above what the number of draws weighed can bear.
+
+        Raises:
+            ValueError: If the draws have no importance weights (MCMC, a point, or reweighted
+                already), or these mean nothing.
+
+        References:
+            Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto smoothed importance sampling,
+            Journal of Machine Learning Research 25, arXiv:1507.02646.
+        """
+        from ppl_gen.core.weighing import reweighted
+
+        return reweighted(self, draws, seed)
 
     def predict(
         self, data: Mapping[str, Any] | None = None, draws: int | None = None, seed: int = 0

@@ -25,6 +25,7 @@ __all__ = [
     "bfmi",
     "convergence",
     "ess_bulk",
+    "ess_mean",
     "ess_tail",
     "mcse_mean",
     "mcse_quantile",
@@ -99,6 +100,31 @@ def ess_bulk(draws: ArrayLike) -> Array:
         True
     """
     return _over_elements(draws, _rank_ess)[0]
+
+
+def ess_mean(draws: ArrayLike) -> Array:
+    """Compute the effective sample size of the mean: that of the draws as they are.
+
+    Args:
+        draws: Draws of one site, shape `(chain, draw, *event)`, real or integer.
+
+    Returns:
+        The number of independent draws that would estimate the mean as well, shape `event`. NaN
+        where there are fewer than four draws, where all draws are equal, and where a draw is not
+        finite.
+
+    Raises:
+        ValueError: If `draws` has fewer than two axes.
+
+    References:
+        Practical Markov chain Monte Carlo. Geyer, 1992, Statistical Science 7.
+
+    Example:
+        >>> draws = np.random.default_rng(0).normal(size=(4, 500))
+        >>> bool(1500 < ess_mean(draws) < 2500)
+        True
+    """
+    return _over_elements(draws, lambda columns: _ess(columns.split))[0]
 
 
 def ess_tail(draws: ArrayLike) -> Array:

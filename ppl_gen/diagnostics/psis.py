@@ -7,20 +7,17 @@ also where the variance of the weights is infinite and no estimate of it would s
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Smoothed", "psis", "resample"]
+from ppl_gen.diagnostics import pareto
+from ppl_gen.diagnostics.arrays import as_double, rounding_of
+
+__all__ = ["Smoothed", "format_pareto_k", "psis", "resample"]
 
 Array = NDArray[np.float64]
-
-# A tail of fewer draws has no shape to speak of.
-_MIN_TAIL = 5
-# Log weights this close to each other differ by the rounding of log densities.
-_ROUNDING = 1e-6
-# Beyond this neither bias nor variance can be relied on, however many draws there are.
-_MAX_THRESHOLD = 0.7
 
 
 @dataclass(frozen=True)
@@ -31,11 +28,14 @@ class Smoothed:
         log_weights: Logarithms of the weights, which sum to one, shape `(draw,)`.
         pareto_k: k-hat, the shape of the weights' tail: of them the moments of order below 1/k are
             finite. -inf where the largest weights are all equal, as those of an exact guide are;
-            inf where fewer than five draws are in the tail, so that nothing can be said.
+            inf where fewer than five draws are in the tail, so that nothing can be said. Print it
+            by `format_pareto_k`.
         pareto_k_error: Its Monte Carlo standard error, about; 0 where it is infinite.
         threshold: The largest k-hat that so many draws can bear.
         ess: Effective sample size: as many independent draws of the posterior would do, provided
             that k-hat is below the threshold.
+        log_mean: Logarithm of the mean of the smoothed ratios: an estimate of the log evidence,
+            where the ratios are those of the joint density to a normalised guide.
     """
 
     log_weights: Array
@@ -43,11 +43,46 @@ class Smoothed:
     pareto_k_error: float
     threshold: float
     ess: float
+    log_mean: float
 
     @property
     def reliable(self) -> bool:
         """Whether k-hat is below the threshold."""
         return self.pareto_k < self.threshold
+
+    def interval(self, probability: float = 0.9) -> tuple[float, float]:
+        """Compute an interval of the value that k-hat scatters around at so many draws.
+
+        That is the mean of k-hat over repetitions, and not the tail's own k: where the largest
+        weights are not yet in the far tail k-hat is too low, by what no interval of this kind
+        shows. More draws bring it nearer to k.
+
+        The table says how often 90 % intervals held the mean, and how often k itself, over 2,000
+        repetitions (1,000 of 100,000 draws). The target is N(0, 1) and the guide N(0, s²), where k
+        is 1 - s²; or it is a bivariate normal of correlation r and the guide its best mean-field
+        one, where k is r.
+
+        | case, k       | 1,000 draws: mean, held, k held | 4,000         | 100,000       |
+        |---------------|---------------------------------|---------------|---------------|
+        | r = 0.5, 0.50 | .48, .90, .89                   | .47, .90, .89 | .48, .90, .85 |
+        | r = 0.9, 0.90 | .78, .89, .84                   | .80, .90, .82 | .84, .89, .73 |
+        | s = 0.8, 0.36 | .37, .90, .90                   | .36, .90, .90 | .35, .91, .88 |
+        | s = 0.5, 0.75 | .67, .90, .87                   | .69, .90, .87 | .70, .89, .78 |
+
+        Args:
+            probability: How often such intervals hold that mean.
+
+        Returns:
+            Its ends; both are k-hat where that is infinite.
+
+        Raises:
+            ValueError: If the probability is not between 0 and 1.
+        """
+        if not 0 < probability < 1:
+            msg = f"probability: expected a number between 0 and 1, got {probability}."
+            raise ValueError(msg)
+        reach = NormalDist().inv_cdf((1 + probability) / 2)
+        return pareto.shape_interval(self.pareto_k, self.pareto_k_error, reach)
 
 
 def psis(log_ratios: ArrayLike) -> Smoothed:
@@ -81,17 +116,45 @@ def psis(log_ratios: ArrayLike) -> Smoothed:
         >>> psis(-(draws**2) / 8 + draws**2 / 2).reliable  # the target's sd is 2, k is 0.75
         False
     """
-    relative = _checked(log_ratios)
+    relative, largest = _checked(log_ratios)
     size = len(relative)
-    log_weights, k, tail = _smooth(relative)
-    log_weights = log_weights - np.log(np.exp(log_weights).sum())
+    # Ratios in single precision are rounded by so much, where all are the same but for that.
+    rounding = max(pareto.ROUNDING, 4 * rounding_of(log_ratios) * abs(largest))
+    smoothed, shapes, tails = pareto.smooth(relative[None], pareto.tail_sizes(size), rounding)
+    log_sum = float(np.log(np.exp(smoothed[0]).sum()))
+    log_weights = smoothed[0] - log_sum
+    k = float(shapes[0])
     return Smoothed(
         log_weights,
-        k,
-        _error(k, tail),
-        min(1 - 1 / math.log10(size), _MAX_THRESHOLD) if size > 1 else -math.inf,
-        float(1 / np.exp(2 * log_weights).sum()),
+        pareto_k=k,
+        pareto_k_error=pareto.standard_error(k, int(tails[0])),
+        threshold=pareto.largest_k(size),
+        ess=float(1 / np.exp(2 * log_weights).sum()),
+        log_mean=largest + log_sum - math.log(size),
     )
+
+
+def format_pareto_k(pareto_k: float, interval: tuple[float, float] | None = None) -> str:
+    """Return k-hat for a reader, without infinities.
+
+    Args:
+        pareto_k: As `Smoothed` has it.
+        interval: Its interval, if that is to be told.
+
+    Returns:
+        Some words.
+
+    Example:
+        >>> format_pareto_k(0.564, (0.36, 0.76))
+        '0.56 (0.36 to 0.76)'
+        >>> format_pareto_k(-math.inf), format_pareto_k(math.inf)
+        ('below 0 (equal weights)', 'unknown (too few weights)')
+    """
+    if math.isinf(pareto_k) or math.isnan(pareto_k):
+        return "below 0 (equal weights)" if pareto_k < 0 else "unknown (too few weights)"
+    if interval is None:
+        return f"{pareto_k:.2f}"
+    return f"{pareto_k:.2f} ({interval[0]:.2f} to {interval[1]:.2f})"
 
 
 def resample(log_weights: ArrayLike, size: int, generator: np.random.Generator) -> NDArray[np.int_]:
@@ -119,7 +182,7 @@ def resample(log_weights: ArrayLike, size: int, generator: np.random.Generator) 
         >>> sorted(resample(np.log([0.5, 0.25, 0.25]), 4, np.random.default_rng(0)).tolist())
         [0, 0, 1, 2]
     """
-    ends = np.cumsum(np.exp(_checked(log_weights)))
+    ends = np.cumsum(np.exp(_checked(log_weights)[0]))
     ends *= size / ends[-1]
     places = np.arange(size) + generator.random()
     # The last place can be rounded up to the very end.
@@ -127,9 +190,9 @@ def resample(log_weights: ArrayLike, size: int, generator: np.random.Generator) 
     return generator.permutation(np.searchsorted(ends, places, side="right"))
 
 
-def _checked(log_ratios: ArrayLike) -> Array:
-    """Return the ratios relative to the largest one, with -inf for NaN."""
-    ratios = np.asarray(log_ratios, dtype=np.float64)
+def _checked(log_ratios: ArrayLike) -> tuple[Array, float]:
+    """Return the ratios relative to the largest one, with -inf for NaN, and the largest one."""
+    ratios = as_double(log_ratios)
     if ratios.ndim != 1 or len(ratios) == 0:
         msg = f"log_ratios: expected one number for each draw, got an array of {ratios.shape}."
         raise ValueError(msg)
@@ -148,64 +211,4 @@ def _checked(log_ratios: ArrayLike) -> Array:
             "The target's density is 0 wherever the guide draws: check that both have one support."
         )
         raise ValueError(msg)
-    return np.asarray(ratios - largest)
-
-
-def _smooth(relative: Array) -> tuple[Array, float, int]:
-    """Return smoothed log weights, k-hat, and the number of draws in the tail.
-
-    Args:
-        relative: Log ratios, of which the largest is 0.
-    """
-    size = len(relative)
-    wanted = math.ceil(min(size / 5, 3 * math.sqrt(size)))
-    if wanted < _MIN_TAIL:
-        return relative, math.inf, wanted
-    # Weights that underflow are equal, however different their logarithms are.
-    cutoff = max(np.partition(relative, -wanted - 1)[-wanted - 1], math.log(np.finfo(float).tiny))
-    if cutoff > -_ROUNDING:
-        return relative, -math.inf, wanted
-    (tail,) = np.nonzero(relative > cutoff)
-    if len(tail) < _MIN_TAIL:
-        return relative, math.inf, len(tail)
-    tail = tail[np.argsort(relative[tail])]
-    # In units of the weight at the cutoff, which keeps all digits of small differences.
-    k, scale = _fit_pareto(np.expm1(relative[tail] - cutoff))
-    probabilities = np.arange(0.5, len(tail)) / len(tail)
-    smoothed = relative.copy()
-    smoothed[tail] = np.minimum(cutoff + np.log1p(_quantiles(probabilities, k, scale)), 0.0)
-    return smoothed, k, len(tail)
-
-
-def _fit_pareto(excess: Array) -> tuple[float, float]:
-    """Return shape and scale of the generalised Pareto distribution of values, sorted.
-
-    Zhang and Stephens' estimate: the mean of `theta`, which is minus shape over scale, under a
-    posterior on a grid. The shape is then drawn towards 0.5 as if by ten more values.
-    """
-    count = len(excess)
-    points = 30 + int(math.sqrt(count))
-    spread = 1 - np.sqrt(points / (np.arange(1, points + 1) - 0.5))
-    theta = 1 / excess[-1] + spread / (3 * excess[int(count / 4 + 0.5) - 1])
-    shape = np.log1p(-theta[:, None] * excess).mean(axis=1)
-    log_likelihood = count * (np.log(-theta / shape) - shape - 1)
-    posterior = np.exp(log_likelihood - log_likelihood.max())
-    mean = float(theta @ posterior / posterior.sum())
-    k = float(np.log1p(-mean * excess).mean())
-    return (count * k + 10 * 0.5) / (count + 10), -k / mean
-
-
-def _quantiles(probabilities: Array, k: float, scale: float) -> Array:
-    """Return quantiles of the generalised Pareto distribution."""
-    exponential = -np.log1p(-probabilities)
-    if abs(k) < np.finfo(float).eps:
-        return np.asarray(scale * exponential)
-    with np.errstate(over="ignore"):
-        return np.asarray(scale * np.expm1(k * exponential) / k)
-
-
-def _error(k: float, tail: int) -> float:
-    """Return the standard error of k-hat: that of maximum likelihood, less what the prior takes."""
-    if math.isinf(k):
-        return 0.0
-    return max(1 + k, 0.5) * math.sqrt(tail) / (tail + 10)
+    return np.asarray(ratios - largest), float(largest)

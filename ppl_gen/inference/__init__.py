@@ -11,6 +11,8 @@ from ppl_gen.inference.em import EM
 from ppl_gen.inference.gibbs import Gibbs
 from ppl_gen.inference.imputation import Imputation, impute
 from ppl_gen.inference.mcmc import HMC, NUTS, RandomWalk
+from ppl_gen.inference.neutra import NeuTra
+from ppl_gen.inference.non_centred import NonCentred, non_centred
 from ppl_gen.inference.pathfinder import Pathfinder
 from ppl_gen.inference.svi import SVI, EpochInfo
 
@@ -25,9 +27,12 @@ __all__ = [
     "ImportanceWeighted",
     "Imputation",
     "Linear",
+    "NeuTra",
+    "NonCentred",
     "Pathfinder",
     "RandomWalk",
     "Renyi",
     "ReweightedWakeSleep",
     "impute",
+    "non_centred",
 ]

@@ -19,7 +19,7 @@ from ppl_gen.core.pair import guide_of, model_of
 from ppl_gen.core.params import AnswerParams
 from ppl_gen.core.replay import Replay
 from ppl_gen.core.scope import unchecked
-from ppl_gen.core.structure import trace_sites
+from ppl_gen.core.structure import DrawSimplices, trace_sites
 from ppl_gen.inference.vi.delta import DeltaGuide
 from ppl_gen.inference.vi.flow import FlowGuide
 from ppl_gen.inference.vi.mixture import NormalMixtureGuide
@@ -113,10 +113,13 @@ class GaussianGuide(VectorGuide):
 
     def log_prob(self, vectors: torch.Tensor) -> torch.Tensor:
         """Return the log density of vectors, (n, dim) to (n,)."""
-        centred = (vectors - self.loc).mT
-        noise: torch.Tensor = torch.linalg.solve_triangular(self.scale_tril, centred, upper=False)
+        noise: torch.Tensor = vectors - self.loc
+        if self.family == "full_rank":
+            noise = torch.linalg.solve_triangular(self.scale_tril, noise.mT, upper=False).mT
+        else:
+            noise = noise / self.log_scale.exp()
         constant = 0.5 * self.dim * math.log(2.0 * math.pi)
-        return -0.5 * noise.square().sum(0) - self.log_scale.sum() - constant
+        return -0.5 * noise.square().sum(-1) - self.log_scale.sum() - constant
 
 
 class PairGuide(nn.Module):
@@ -136,7 +139,8 @@ class PairGuide(nn.Module):
         assert guide is not None
 
         def one(_: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            with torch.no_grad(), unchecked(), AnswerParams(pair), Unweighted(names):
+            weights = Unweighted(names)
+            with torch.no_grad(), unchecked(), AnswerParams(pair), weights, DrawSimplices():
                 kept = Replay({}, names)
                 log_q = log_joint(guide, data, kept, None)
                 log_prob = log_joint(model_of(pair), data, Replay(kept.found), enumerated_below)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import threading
 import time
@@ -87,9 +88,9 @@ class Display(ABC):
             self._print()
 
     def _start(self) -> None:
+        self._console = console = _console()
         from rich.live import Live
 
-        self._console = console = _console()
         if _redraws(console):
             self._wait = self._REDRAW_SECONDS
             self._live = Live(console=console, auto_refresh=False)
@@ -252,8 +253,11 @@ def announced(text: str, *, enabled: bool) -> Iterator[None]:
 
 
 def _console() -> Console:
-    from rich.console import Console
-
+    state = random.getstate()  # which rich draws from when it is loaded
+    try:
+        from rich.console import Console
+    finally:
+        random.setstate(state)
     return Console(stderr=True)
 
 

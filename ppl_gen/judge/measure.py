@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ppl_gen.core.errors import SiteError, unknown
+from ppl_gen.core.errors import unknown
 from ppl_gen.core.posterior import Posterior
-from ppl_gen.diagnostics import Convergence, convergence, mcse_mean
+from ppl_gen.diagnostics import Convergence, convergence
+from ppl_gen.diagnostics.distances import (
+    Deviation,
+    marginal_wasserstein,
+    simultaneous_z,
+)
+from ppl_gen.diagnostics.marginals import Marginals
+from ppl_gen.judge.errors import KINDS, Errors, compare
+from ppl_gen.judge.findings import Grade, Thresholds
+from ppl_gen.judge.marginals import all_marginals, part
+from ppl_gen.judge.sites import (
+    SiteDraws,
+    check_data,
+    check_posteriors,
+    common_sites,
+    scalar_name,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,28 +46,44 @@ class Measurements:
 
     Args:
         table: One row for each parameter and method, grouped by parameter, with the columns
-            `parameter`, `method`, `mean`, `sd`, `error_of_mean` (in standard deviations of the
-            reference), `error_of_mean_mcse` (its Monte Carlo standard error, in the same unit),
-            `sd_ratio` (to the reference), and for MCMC only `r_hat`, `ess_bulk`, `ess_tail` and
-            `mcse` (of the mean). What does not apply is NaN.
+            `parameter`, `method`, `mean`, `sd`, `q5`, `q50` and `q95` (quantiles); for MCMC only
+            `r_hat`, `ess_bulk`, `ess_tail` and `mcse` (of the mean); and against the reference
+            `error_of_mean` and `error_of_q5`, `_q50`, `_q95` (in standard deviations of the
+            reference), `error_of_sd` (relative), each with a column `..._floor` (what chance alone
+            would show, a bound for all of them at once); `error_of_mean_mcse` (the Monte Carlo
+            standard error of the error of the mean), `sd_ratio` (to the reference), `wasserstein`
+            and `wasserstein_floor` (of the marginals, in the same unit), `grade_of_mean`,
+            `grade_of_sd` and `grade_of_quantiles` ("green", "amber", "red" or "blank"), and
+            `severity` (the largest error net of its floor, as a multiple of where red begins).
+            What does not apply is NaN.
         methods: One row for each method, indexed by its name, with the columns `method` (the
             inference method), `chains`, `draws` (in each chain), `elbo` and `elbo_mcse` (in nats),
             `seconds`, `gradient_evaluations`, and for MCMC only `max_r_hat`, `min_ess` (the
             smallest of all bulk and tail ones) and `divergences`. What does not apply is NaN.
-        reference: Name of the posterior that the others are measured against.
-        sites: Draws of the sites compared, by site and method, with axes (chain, draw, *site).
+        reference: Name of the posterior that the others are measured against; None where there is
+            none.
+        sites: Draws of the sites compared, by site and method, with axes (chain, draw, *site), in
+            the dtype they were made in. They share memory with the posteriors.
         parameters: Site and index of each parameter, by its name in the table.
         left_out: Why a site is not in the table, by site.
         notes: What a reader has to know before trusting the numbers, in plain words.
+        marginals: Statistics of the scalars in the order of `parameters`, by method.
+        errors: Errors and grades of these, by method, the reference left out.
+        heavy_tailed: Parameters whose moments the reference cannot tell, so heavy are its tails:
+            these are compared by quantiles, in the unit of the normal with the same 5 % and 95 %
+            quantiles.
     """
 
     table: pd.DataFrame
     methods: pd.DataFrame
-    reference: str
-    sites: Mapping[str, Mapping[str, Array]]
+    reference: str | None
+    sites: Mapping[str, SiteDraws]
     parameters: Mapping[str, tuple[str, tuple[int, ...]]]
     left_out: Mapping[str, str]
     notes: tuple[str, ...]
+    marginals: Mapping[str, Marginals] = field(default_factory=dict)
+    errors: Mapping[str, Errors] = field(default_factory=dict)
+    heavy_tailed: tuple[str, ...] = ()
 
     def draws(self, parameter: str) -> dict[str, Array]:
         """Return the draws of one parameter by method, each with axes (chain, draw).
@@ -66,10 +98,16 @@ class Measurements:
             raise unknown("parameter", parameter, self.parameters)
         site, index = self.parameters[parameter]
         element: tuple[Any, ...] = (slice(None), slice(None), *index)
-        return {method: draws[element] for method, draws in self.sites[site].items()}
+        return {
+            method: draws[element].astype(np.float64) for method, draws in self.sites[site].items()
+        }
 
 
-def measure(posteriors: Mapping[str, Posterior], reference: str) -> Measurements:
+def measure(
+    posteriors: Mapping[str, Posterior],
+    reference: str | None,
+    thresholds: Thresholds = Thresholds(),  # noqa: B008 - it is frozen
+) -> Measurements:
     """Measure posteriors of one model against one of them, parameter by parameter.
 
     Latent and deterministic sites that all posteriors have are taken apart into scalars, named as
@@ -79,7 +117,8 @@ def measure(posteriors: Mapping[str, Posterior], reference: str) -> Measurements
 
     Args:
         posteriors: Posteriors by the names that the table uses.
-        reference: The name of the one that the others are measured against.
+        reference: The name of the one that the others are measured against; None: no errors.
+        thresholds: Where green ends and red begins.
 
     Returns:
         The measurements.
@@ -87,7 +126,8 @@ def measure(posteriors: Mapping[str, Posterior], reference: str) -> Measurements
     Raises:
         TypeError: If a value is no posterior, or a name no text.
         ValueError: If there is no posterior, the reference is none of them, one has fewer than two
-            draws, there is no site in common, or a latent site has draws that are NaN or infinite.
+            draws (and is no point, such as a mode), there is no site in common, they are of
+            different data, or a latent site has draws that are NaN or infinite.
         SiteError: If a site has different shapes in two posteriors.
 
     Example:
@@ -101,178 +141,176 @@ def measure(posteriors: Mapping[str, Posterior], reference: str) -> Measurements
         0        mu   nuts            0.0       1.0
         1        mu    svi            1.0       1.0
     """
-    _check_posteriors(posteriors, reference)
-    sites, left_out = _common_sites(posteriors)
-    parameters = {
-        _name(site, index): (site, index)
-        for site, draws in sites.items()
-        for index in np.ndindex(draws[reference].shape[2:])
+    check_posteriors(posteriors, reference)
+    for name, posterior in posteriors.items():
+        _check_draws(name, posterior)
+    check_data(posteriors)
+    sites, left_out = common_sites(posteriors)
+    by_method = {name: {site: draws[name] for site, draws in sites.items()} for name in posteriors}
+    found = {
+        name: all_marginals(by_method[name], is_mcmc=posterior.is_mcmc)
+        for name, posterior in posteriors.items()
     }
-    table = _parameter_table(posteriors, sites, reference)
+    chains = {
+        name: _convergence(by_method[name])
+        for name, posterior in posteriors.items()
+        if posterior.is_mcmc
+    }
+    first = next(iter(posteriors))
+    parameters = {
+        scalar_name(site, index): (site, index)
+        for site, draws in sites.items()
+        for index in np.ndindex(draws[first].shape[2:])
+    }
+    errors: dict[str, Errors] = {}
+    distances: dict[str, Deviation] = {}
+    heavy: tuple[str, ...] = ()
+    if reference is not None:
+        target = found[reference]
+        heavy = tuple(np.array(list(parameters))[target.heavy_tailed].tolist())
+        for name in posteriors:
+            if name != reference:
+                errors[name] = compare(found[name], target, thresholds)
+                distances[name] = _wasserstein(by_method, found, name, reference)
+    table = _parameter_table(list(parameters), found, chains, errors, distances, reference)
     methods = _method_table(posteriors, table)
     notes = _notes(posteriors, methods, table, reference)
-    return Measurements(table, methods, reference, sites, parameters, left_out, notes)
+    return Measurements(
+        table, methods, reference, sites, parameters, left_out, notes, found, errors, heavy
+    )
 
 
-def _check_posteriors(posteriors: Mapping[str, Posterior], reference: str) -> None:
-    if not isinstance(posteriors, Mapping):
-        raise TypeError(
-            "posteriors: expected a dictionary by name, such as {'svi': svi, 'nuts': nuts}, got "
-            f"{type(posteriors).__name__}."
+def with_methods(measured: Measurements, posteriors: Mapping[str, Posterior]) -> Measurements:
+    """Return measurements whose table of methods has all posteriors, measured or not.
+
+    Args:
+        measured: The measurements.
+        posteriors: All posteriors by name.
+    """
+    return replace(measured, methods=_method_table(posteriors, measured.table))
+
+
+def unmeasured(posteriors: Mapping[str, Posterior]) -> Measurements:
+    """Return measurements of posteriors of which none has draws to be measured.
+
+    Args:
+        posteriors: By name.
+    """
+    table = _parameter_table(
+        [], {"none": all_marginals({"": np.zeros((1, 2, 0))}, is_mcmc=False)}, {}, {}, {}, None
+    )
+    return Measurements(table, _method_table(posteriors, table), None, {}, {}, {}, ())
+
+
+def _convergence(draws: Mapping[str, NDArray[Any]]) -> Convergence:
+    parts = [convergence(values.reshape(*values.shape[:2], -1)) for values in draws.values()]
+    return Convergence(
+        *(
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("rhat", "ess_bulk", "ess_tail")
         )
-    if not posteriors:
-        raise ValueError("posteriors: expected at least one posterior by name, got none.")
-    for name, posterior in posteriors.items():
-        if not isinstance(name, str):
-            raise TypeError(f"posteriors: expected names as text, got {name!r}.")
-        if not isinstance(posterior, Posterior):
-            raise TypeError(
-                f"posterior {name!r}: expected a Posterior, as fit returns it, got "
-                f"{type(posterior).__name__}."
+    )
+
+
+def _wasserstein(
+    draws: Mapping[str, Mapping[str, NDArray[Any]]],
+    found: Mapping[str, Marginals],
+    name: str,
+    reference: str,
+) -> Deviation:
+    """Return the marginal distances of a method from the reference, (scalar,) each."""
+    if any(next(iter(draws[method].values())).shape[:2] == (1, 1) for method in (name, reference)):
+        blank = np.full(len(found[name].mean), np.nan)  # a point is no distribution
+        return Deviation(blank, blank, blank)
+    parts, first = [], 0
+    for site, values in draws[name].items():
+        target = draws[reference][site]
+        ours, theirs = (array.reshape(*array.shape[:2], -1) for array in (values, target))
+        own = slice(first, first + ours.shape[2])
+        first = own.stop
+        of_ours, of_theirs = (part(found[method], own) for method in (name, reference))
+        parts.append(marginal_wasserstein(ours, theirs, of_ours, of_theirs))
+    return Deviation(
+        np.concatenate([each.value for each in parts]),
+        np.concatenate([each.standard_error for each in parts]),
+        np.concatenate([np.asarray(each.expected) for each in parts]),
+    )
+
+
+def _check_draws(name: str, posterior: Posterior) -> None:
+    for site, draws in posterior.draws.items():
+        if draws.ndim < 2 or draws.shape[0] * draws.shape[1] < (1 if posterior.is_point else 2):
+            raise ValueError(
+                f"posterior {name!r}, site {site!r}: expected at least 2 draws with axes "
+                f"(chain, draw, *site), got shape {tuple(draws.shape)}. Fit it with more draws."
             )
-    if reference not in posteriors:
-        raise unknown("reference", reference, posteriors)
-    for name, posterior in posteriors.items():
-        for site, draws in posterior.draws.items():
-            if draws.ndim < 2 or draws.shape[0] * draws.shape[1] < 2:
-                raise ValueError(
-                    f"posterior {name!r}, site {site!r}: expected at least 2 draws with axes "
-                    f"(chain, draw, *site), got shape {tuple(draws.shape)}. Fit it with more draws."
-                )
-
-
-def _common_sites(
-    posteriors: Mapping[str, Posterior],
-) -> tuple[dict[str, dict[str, Array]], dict[str, str]]:
-    """Return the draws of the sites that can be compared, and why the others cannot."""
-    names = list(dict.fromkeys(site for p in posteriors.values() for site in p.draws))
-    sites: dict[str, dict[str, Array]] = {}
-    left_out: dict[str, str] = {}
-    problems: list[str] = []
-    for site in names:
-        missing = [method for method, p in posteriors.items() if site not in p.draws]
-        if missing:
-            left_out[site] = f"not in {', '.join(missing)}"
-            continue
-        shapes = {method: tuple(p.draws[site].shape[2:]) for method, p in posteriors.items()}
-        if len(set(shapes.values())) > 1:
-            raise SiteError(
-                site,
-                expected="the same shape in all posteriors",
-                got=", ".join(f"{shape} in {method}" for method, shape in shapes.items()),
-                remedy="Compare posteriors of the same model on the same data.",
-            )
-        if 0 in next(iter(shapes.values())):
-            left_out[site] = "it has no elements"
-            continue
-        draws = {
-            method: p.draws[site].detach().cpu().numpy().astype(np.float64)
-            for method, p in posteriors.items()
-        }
-        bad = [text for method, values in draws.items() if (text := _not_finite(method, values))]
-        if bad and any(site in p.latents for p in posteriors.values()):
-            problems += [f"site '{site}': {text}" for text in bad]
-        elif bad:
-            left_out[site] = "; ".join(bad)
-        else:
-            sites[site] = draws
-    if problems:
-        raise ValueError(
-            f"{'; '.join(problems)}. Such a posterior has no mean: fit it again, for instance with "
-            "a smaller learning rate or a narrower prior, or leave it out."
-        )
-    if not sites:
-        found = "; ".join(
-            f"{name} has {', '.join(p.draws) or 'none'}" for name, p in posteriors.items()
-        )
-        raise ValueError(
-            f"posteriors: expected at least one site with finite draws in all of them, got none in "
-            f"common ({found}). Local latents are drawn by posterior.sample(data)."
-        )
-    return sites, left_out
-
-
-def _not_finite(method: str, draws: Array) -> str:
-    """Say how many draws hold a NaN or an infinity, and where; empty where none does."""
-    finite = np.isfinite(draws)
-    if finite.all():
-        return ""
-    flat = finite.reshape(*draws.shape[:2], -1)
-    bad_draws = int((~flat.all(axis=2)).sum())
-    indices = np.flatnonzero(~flat.all(axis=(0, 1)))
-    where = ""
-    if draws.ndim > 2:
-        shape = draws.shape[2:]
-        labels = [_name("", np.unravel_index(i, shape)) for i in indices[:3]]
-        more = f" and {len(indices) - 3} more" if len(indices) > 3 else ""
-        where = f" (at {', '.join(labels)}{more})"
-    total = draws.shape[0] * draws.shape[1]
-    return f"{bad_draws} of {total} draws in {method!r} are NaN or infinite{where}"
-
-
-def _name(site: str, index: Sequence[Any]) -> str:
-    return f"{site}[{', '.join(str(int(i)) for i in index)}]" if len(index) else site
-
-
-def _parameter_rows(posterior: Posterior, draws: Array) -> dict[str, Array]:
-    """Return the statistics of each scalar of a site in one posterior, each of shape (scalar,)."""
-    flat = draws.reshape(*draws.shape[:2], -1)
-    sd = flat.std(axis=(0, 1), ddof=1)
-    blank = np.full(flat.shape[2], np.nan)
-    found = convergence(flat) if posterior.is_mcmc else Convergence(blank, blank, blank)
-    independent = sd / np.sqrt(flat.shape[0] * flat.shape[1])
-    return {
-        "mean": flat.mean(axis=(0, 1)),
-        "sd": sd,
-        "r_hat": found.rhat,
-        "ess_bulk": found.ess_bulk,
-        "ess_tail": found.ess_tail,
-        "mcse": mcse_mean(flat) if posterior.is_mcmc else blank,
-        # Of the mean, whatever the draws are: for the error of the mean, not for the table.
-        "standard_error": mcse_mean(flat) if posterior.is_mcmc else independent,
-    }
 
 
 def _parameter_table(
-    posteriors: Mapping[str, Posterior],
-    sites: Mapping[str, Mapping[str, Array]],
-    reference: str,
+    names: list[str],
+    found: Mapping[str, Marginals],
+    chains: Mapping[str, Convergence],
+    errors: Mapping[str, Errors],
+    distances: Mapping[str, Deviation],
+    reference: str | None,
 ) -> pd.DataFrame:
     import pandas as pd
 
+    blank = np.full(len(names), np.nan)
     frames = []
-    for site, methods in sites.items():
-        rows = {
-            method: _parameter_rows(posteriors[method], draws) for method, draws in methods.items()
+    for method, of_method in found.items():
+        convergence = chains.get(method, Convergence(blank, blank, blank))
+        columns: dict[str, Any] = {
+            "parameter": names,
+            "method": method,
+            "mean": of_method.mean,
+            "sd": of_method.sd,
+            **dict(zip(("q5", "q50", "q95"), of_method.quantiles, strict=True)),
+            "r_hat": convergence.rhat,
+            "ess_bulk": convergence.ess_bulk,
+            "ess_tail": convergence.ess_tail,
+            "mcse": of_method.mean_error if method in chains else blank,
         }
-        target = rows[reference]
-        # A reference that does not vary has no unit to measure an error in: NaN.
-        unit = np.where(target["sd"] > 0.0, target["sd"], np.nan)
-        names = [_name(site, index) for index in np.ndindex(methods[reference].shape[2:])]
-        frame = pd.concat(
-            pd.DataFrame(
-                {
-                    "parameter": names,
-                    "method": method,
-                    "mean": row["mean"],
-                    "sd": row["sd"],
-                    "error_of_mean": (row["mean"] - target["mean"]) / unit,
-                    # The reference's error is zero by definition.
-                    "error_of_mean_mcse": 0.0 * unit
-                    if method == reference
-                    else np.hypot(row["standard_error"], target["standard_error"]) / unit,
-                    "sd_ratio": row["sd"] / unit,
-                    "r_hat": row["r_hat"],
-                    "ess_bulk": row["ess_bulk"],
-                    "ess_tail": row["ess_tail"],
-                    "mcse": row["mcse"],
-                }
-            )
-            for method, row in rows.items()
-        )
-        # The index counts the scalars of the site: a stable sort by it keeps the order of methods.
-        frames.append(frame.sort_index(kind="stable"))
-    return pd.concat(frames, ignore_index=True)
+        if method in errors:
+            assert reference is not None
+            columns |= _error_columns(of_method, found[reference], errors[method])
+            floor = distances[method].floor(simultaneous_z(max(len(names), 1)))
+            columns |= {"wasserstein": distances[method].value, "wasserstein_floor": floor}
+        else:
+            columns |= _columns_without_errors(blank if method != reference else of_method.sd)
+        frames.append(pd.DataFrame(columns))
+    # The index counts the scalars: a stable sort by it keeps the order of methods.
+    return pd.concat(frames).sort_index(kind="stable").reset_index(drop=True)
+
+
+def _error_columns(found: Marginals, reference: Marginals, errors: Errors) -> dict[str, Any]:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        columns = {
+            "error_of_mean": errors.error[0],
+            "error_of_mean_mcse": np.hypot(found.mean_error, reference.mean_error) / errors.unit,
+            "sd_ratio": errors.error[1] + 1.0,
+        }
+    for row, kind in enumerate(KINDS):
+        columns[f"error_of_{kind}"] = errors.error[row]
+        columns[f"error_of_{kind}_floor"] = errors.floor[row]
+    return columns | {
+        "grade_of_mean": errors.grades("mean"),
+        "grade_of_sd": errors.grades("sd"),
+        "grade_of_quantiles": errors.worst_of_quantiles(),
+        "severity": errors.severity,
+    }
+
+
+def _columns_without_errors(sd: Array) -> dict[str, Any]:
+    """Return the columns of a reference, 0 but where it does not vary; NaN where there is none."""
+    none = np.where(sd > 0.0, 0.0, np.nan)
+    columns: dict[str, Any] = {"error_of_mean": none, "error_of_mean_mcse": none}
+    columns["sd_ratio"] = none + 1.0
+    for kind in KINDS:
+        columns |= {f"error_of_{kind}": none, f"error_of_{kind}_floor": none}
+    for kind in ("mean", "sd", "quantiles"):
+        columns[f"grade_of_{kind}"] = Grade.BLANK.value
+    return columns | {"severity": none, "wasserstein": none, "wasserstein_floor": none}
 
 
 def _method_table(posteriors: Mapping[str, Posterior], table: pd.DataFrame) -> pd.DataFrame:
@@ -309,10 +347,10 @@ def _notes(
     posteriors: Mapping[str, Posterior],
     methods: pd.DataFrame,
     table: pd.DataFrame,
-    reference: str,
+    reference: str | None,
 ) -> tuple[str, ...]:
     notes = []
-    if len(posteriors) > 1 and not posteriors[reference].is_mcmc:
+    if reference is not None and len(posteriors) > 1 and not posteriors[reference].is_mcmc:
         notes.append(
             f"The reference {reference} is not MCMC: where it is an approximation itself, a small "
             "error says only that the others agree with it."

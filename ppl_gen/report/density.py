@@ -7,6 +7,8 @@ __all__ = ["estimate_density"]
 
 Array = NDArray[np.float64]
 
+_MANY = 500
+
 
 def estimate_density(draws: ArrayLike, low: float, high: float, points: int = 256) -> Array:
     """Estimate the density of draws on an even grid by a Gaussian kernel.
@@ -90,15 +92,17 @@ def _bounds(values: Array, bandwidth: float) -> tuple[float, float]:
         # In 200 samples of 1,000 and of 4,000 normal draws, no end had as many within a bandwidth.
         return bool(np.count_nonzero(distance < bandwidth) > 3 + 0.01 * len(values))
 
+    # Of few draws a bound cannot be told from a gap.
+    many = len(values) >= _MANY
     first, last = -np.inf, np.inf
     if smallest >= 0.0 and crowded(values):
         first = 0.0
-    elif crowded(values - smallest):
+    elif many and crowded(values - smallest):
         first = smallest
     if largest <= 0.0 and crowded(-values):
         last = 0.0
     elif smallest >= 0.0 and largest <= 1.0 and crowded(1.0 - values):
         last = 1.0
-    elif crowded(largest - values):
+    elif many and crowded(largest - values):
         last = largest
     return first, last

@@ -1,18 +1,35 @@
-"""The measurements as text: numbers with as many digits as they deserve, in rows and columns."""
+"""What was found as tables of text, with as many digits as the numbers deserve."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from ppl_gen.judge import Measurements
+from ppl_gen.judge.findings import Grade
+from ppl_gen.report.captions import worst_quantile
+from ppl_gen.report.numbers import NOT_APPLICABLE, in_unit, significant
+from ppl_gen.report.view import View
 
-__all__ = ["NOT_APPLICABLE", "Group", "Table", "method_table", "parameter_table", "render"]
+__all__ = ["QUANTILE", "Cell", "Group", "Table", "method_table", "parameter_table"]
 
-NOT_APPLICABLE = "-"
-_WIDTH = 100
+# The heading of a column that is left out where there is little room.
+QUANTILE = "worst quantile"
+
+
+class Cell(NamedTuple):
+    """A cell of a table.
+
+    Args:
+        text: What it says.
+        grade: How good that is; blank where it is no error.
+        note: What else to know, in small print.
+    """
+
+    text: str
+    grade: Grade = Grade.BLANK
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -25,7 +42,7 @@ class Group:
     """
 
     name: str
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[Cell]]
 
 
 @dataclass(frozen=True)
@@ -42,82 +59,94 @@ class Table:
     headings: Sequence[str]
     groups: Sequence[Group]
 
+    def without(self, heading: str) -> Table:
+        """Return the table without a column.
 
-def parameter_table(measurements: Measurements, max_parameters: int | None = None) -> Table:
+        Args:
+            heading: Its heading.
+        """
+        place = self.headings.index(heading)
+
+        def kept(row: Sequence[Any]) -> list[Any]:
+            return [*row[:place], *row[place + 1 :]]
+
+        groups = [Group(group.name, [kept(row) for row in group.rows]) for group in self.groups]
+        return Table(self.group_heading, kept(self.headings), groups)
+
+
+def parameter_table(view: View, parameters: Sequence[str]) -> Table:
     """Return the table of parameters, methods grouped by parameter.
 
     Args:
-        measurements: What to show.
-        max_parameters: How many parameters to show, from the first; None: all.
+        view: What was found.
+        parameters: Names of the parameters to show, in this order.
 
     Returns:
         The table. Means and standard deviations of a parameter share their number of decimals,
         which gives the reference's standard deviation three significant digits.
     """
-    reference = measurements.reference
-    several = len(measurements.methods) > 1
-    groups = []
-    names = list(measurements.parameters)[:max_parameters]
-    methods = len(measurements.methods)
-    records = measurements.table.head(len(names) * methods).to_dict("records")
-    for start in range(0, len(records), methods):
-        group = records[start : start + methods]
-        unit = next(record["sd"] for record in group if record["method"] == reference)
-        rows = []
-        for record in group:
-            is_reference = several and record["method"] == reference
-            rows.append(
-                [
-                    f"{record['method']} (ref)" if is_reference else str(record["method"]),
-                    _in_unit(record["mean"], unit),
-                    _in_unit(record["sd"], unit),
-                    NOT_APPLICABLE if is_reference or not several else _error(record),
-                    NOT_APPLICABLE
-                    if is_reference or not several
-                    else _significant(record["sd_ratio"], "{:.2f}"),
-                    _significant(record["r_hat"], "{:.3f}"),
-                    _significant(record["ess_bulk"], "{:.0f}"),
-                    _significant(record["ess_tail"], "{:.0f}"),
-                    _significant(record["mcse"], "{:.2g}"),
-                ]
-            )
-        groups.append(Group(str(group[0]["parameter"]), rows))
     headings = (
         "method",
         "mean",
         "sd",
         "error of mean",
         "sd ratio",
+        QUANTILE,
         "R-hat",
         "ESS bulk",
         "ESS tail",
         "MCSE",
     )
+    groups = [Group(name, _parameter_rows(view, name)) for name in parameters]
     return Table("parameter", headings, groups)
 
 
-def method_table(measurements: Measurements) -> Table:
+def _parameter_rows(view: View, parameter: str) -> list[list[Cell]]:
+    rows = view.rows(parameter)
+    unit = rows[view.anchor]["sd"]
+    cells = []
+    for method, row in rows.items():
+        is_reference = method == view.reference
+        compared = view.is_compared and not is_reference
+        texts = [
+            f"{method} (ref)" if is_reference else method,
+            in_unit(row["mean"], unit),
+            in_unit(row["sd"], unit),
+            _error(row) if compared else NOT_APPLICABLE,
+            significant(row["sd_ratio"], "{:.2f}") if compared else NOT_APPLICABLE,
+            _quantile(row) if compared else NOT_APPLICABLE,
+            significant(row["r_hat"], "{:.3f}"),
+            significant(row["ess_bulk"], "{:.0f}"),
+            significant(row["ess_tail"], "{:.0f}"),
+            significant(row["mcse"], "{:.2g}"),
+        ]
+        grades = dict.fromkeys(range(len(texts)), Grade.BLANK)
+        if compared:
+            kinds = ("mean", "sd", "quantiles")
+            grades |= {3 + place: Grade(row[f"grade_of_{k}"]) for place, k in enumerate(kinds)}
+        cells.append([Cell(text, grades[place]) for place, text in enumerate(texts)])
+    return cells
+
+
+def method_table(view: View) -> Table:
     """Return the table of methods: objective, cost and the worst of each diagnostic.
 
     Args:
-        measurements: What to show.
+        view: What was found.
     """
     groups = []
-    for name, record in measurements.methods.to_dict("index").items():
-        elbo = _significant(record["elbo"], "{:.2f}")
-        if elbo != NOT_APPLICABLE and math.isfinite(record["elbo_mcse"]):
-            elbo += f" ±{record['elbo_mcse']:.2g}"
-        row = [
+    for name, record in view.assessment.measurements.methods.to_dict("index").items():
+        texts = [
             str(record["method"]) or NOT_APPLICABLE,
             f"{record['chains']:.0f} × {record['draws']:.0f}",
-            elbo,
-            _significant(record["seconds"], "{:.3g}"),
-            _significant(record["gradient_evaluations"], "{:,.0f}"),
-            _significant(record["max_r_hat"], "{:.3f}"),
-            _significant(record["min_ess"], "{:.0f}"),
-            _significant(record["divergences"], "{:.0f}"),
+            elbo_in_words(record),
+            significant(record["seconds"], "{:.3g}"),
+            significant(record["gradient_evaluations"], "{:,.0f}"),
+            significant(record["max_r_hat"], "{:.3f}"),
+            significant(record["min_ess"], "{:.0f}"),
+            significant(record["divergences"], "{:.0f}"),
         ]
-        groups.append(Group(str(name), [row]))
+        groups.append(Group(str(name), [[Cell(text) for text in texts]]))
     headings = (
         "method",
         "draws",
@@ -131,79 +160,30 @@ def method_table(measurements: Measurements) -> Table:
     return Table("posterior", headings, groups)
 
 
-def render(tables: Sequence[Table], lines: Sequence[str]) -> str:
-    """Write tables and then lines of text, at a width of 100 columns.
+def elbo_in_words(record: Mapping[Any, Any]) -> str:
+    """Write an ELBO with its Monte Carlo standard error.
 
     Args:
-        tables: The tables.
-        lines: What to say below them, each wrapped as a paragraph of its own.
-
-    Returns:
-        Text without colours or trailing spaces.
+        record: A row of the table of methods.
     """
-    import io
-
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    console = Console(
-        file=io.StringIO(),
-        width=_WIDTH,
-        color_system=None,
-        force_terminal=False,
-        legacy_windows=False,
-    )
-    for table in tables:
-        grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        grid.add_column(Text(table.group_heading), overflow="fold")
-        grid.add_column(Text(table.headings[0]), overflow="fold")
-        for heading in table.headings[1:]:
-            # A heading of several words stands on two lines, so that names have room.
-            grid.add_column(Text(_on_two_lines(heading)), justify="right", no_wrap=True)
-        for group in table.groups:
-            for index, row in enumerate(group.rows):
-                name = group.name if index == 0 else ""
-                # Text and no markup: in markup, "[2]" would be a style.
-                last = index == len(group.rows) - 1 and len(group.rows) > 1
-                grid.add_row(*(Text(cell) for cell in (name, *row)), end_section=last)
-        console.print(grid)
-    for line in lines:
-        console.print(Text(line))
-    assert isinstance(console.file, io.StringIO)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()).strip("\n")
+    elbo = significant(record["elbo"], "{:.2f}")
+    if elbo != NOT_APPLICABLE and math.isfinite(record["elbo_mcse"]):
+        elbo += f" ±{record['elbo_mcse']:.2g}"
+    return elbo
 
 
-def _on_two_lines(heading: str) -> str:
-    first, _, last = heading.rpartition(" ")
-    return f"{first}\n{last}" if first else heading
-
-
-def _significant(value: Any, form: str) -> str:
-    number = float(value)
-    if math.isnan(number):
-        return NOT_APPLICABLE
-    # An R-hat or a ratio of a million has no use for two decimals.
-    return form.format(number) if abs(number) < 1e5 or "," in form else f"{number:.3g}"
-
-
-def _in_unit(value: Any, unit: Any) -> str:
-    """Write a value so that `unit` would have three significant digits."""
-    number, scale = float(value), float(unit)
-    if not (math.isfinite(scale) and scale > 0.0):
-        return f"{number:.4g}"
-    decimals = max(0, 2 - math.floor(math.log10(scale)))
-    if decimals > 5 or abs(number) >= 1e7:
-        return f"{number:.4g}"
-    return f"{number:z.{decimals}f}"
-
-
-def _error(record: dict[str, Any]) -> str:
+def _error(row: Mapping[str, Any]) -> str:
     """Write the error of a mean with its Monte Carlo standard error."""
-    error, mcse = float(record["error_of_mean"]), float(record["error_of_mean_mcse"])
+    error, mcse = float(row["error_of_mean"]), float(row["error_of_mean_mcse"])
     if math.isnan(error):
         return NOT_APPLICABLE
     if abs(error) >= 1000.0:
         return f"{error:+.3g}"
     return f"{error:+z.2f}" + (f" ±{mcse:.2f}" if math.isfinite(mcse) else "")
+
+
+def _quantile(row: Mapping[str, Any]) -> str:
+    point, error = worst_quantile(row)
+    if math.isnan(error):
+        return NOT_APPLICABLE
+    return f"{error:+z.2f} at {point}" if abs(error) < 1000.0 else f"{error:+.3g} at {point}"

@@ -1,59 +1,108 @@
-"""What a user sees of a comparison: its text, its figure and its file."""
+"""What a user sees of a comparison: its text, its numbers and its files."""
 
+import json
 import math
 import os
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import matplotlib
-import numpy as np
 import pytest
 import torch
 
 from ppl_gen.core import Posterior
+from ppl_gen.judge.findings import Assessment, Thresholds, Verdict
 from ppl_gen.report import Comparison, compare
-from ppl_gen.report.figures import Marginal, colours, draw_marginals
-from ppl_gen.report.tables import NOT_APPLICABLE, method_table, parameter_table
+from ppl_gen.report.numbers import NOT_APPLICABLE
+from ppl_gen.report.tables import Cell, method_table, parameter_table
+from ppl_gen.report.view import View
 
-
-def posterior(
-    seed: int, shift: float = 0.0, scale: float = 1.0, chains: int = 4, **options: Any
-) -> Posterior:
-    generator = torch.Generator().manual_seed(seed)
-
-    def noise(*shape: int) -> torch.Tensor:
-        return torch.randn(chains, 800 // chains, *shape, generator=generator, dtype=torch.float64)
-
-    options.setdefault("is_mcmc", chains > 1)
-    options.setdefault("provenance", {"method": "NUTS" if chains > 1 else "SVI", "seconds": 2.5})
-    return Posterior(
-        draws={
-            "mu": 50.0 + 4.0 * (shift + scale * noise()),
-            "tau": torch.exp(shift + scale * noise()),
-            "weights": noise(2, 2),
-        },
-        latents=("mu", "tau", "weights"),
-        **options,
-    )
+Draw = Callable[..., Posterior]
+Assess = Callable[..., Assessment]
 
 
 @pytest.fixture
-def comparison() -> Comparison:
+def comparison(posterior: Draw, by_hand: Assess) -> Comparison:
     wrong = posterior(1, shift=1.0, scale=0.5, chains=1, elbo=(-33.4156, 0.0123))
-    return compare({"svi": wrong, "nuts": posterior(2)}, reference="nuts")
+    return Comparison(by_hand({"svi": wrong, "nuts": posterior(2)}, "nuts"))
 
 
-def test_reference_is_the_first_mcmc_posterior_unless_named() -> None:
-    posteriors = {"svi": posterior(3, chains=1), "nuts": posterior(4), "hmc": posterior(5)}
-    assert compare(posteriors).reference == "nuts"
-    assert compare(posteriors, "hmc").reference == "hmc"
-    assert compare({"a": posterior(6, chains=1), "b": posterior(7, chains=1)}).reference == "a"
+def test_posteriors_are_judged_and_the_reference_is_the_first_mcmc_one(posterior: Draw) -> None:
+    posteriors = {
+        "svi": posterior(3, chains=1),
+        "narrow": posterior(8, scale=0.3, chains=1),
+        "nuts": posterior(4, draws=4000),
+        "hmc": posterior(5, draws=4000),
+    }
+    comparison = compare(posteriors, progress=False)
+    assert comparison.reference == "nuts"
+    assert list(comparison.verdicts) == list(posteriors)
+    # A third of the sd is far beyond red (0.25), its Monte Carlo error of 5 % far below it.
+    assert comparison.verdicts["narrow"] in (Verdict.DO_NOT_TRUST, Verdict.MEANS_ONLY)
+    assert comparison.verdicts["hmc"] is Verdict.TRUST
+    other = compare(posteriors, "hmc", thresholds=Thresholds(sd_red=0.99), progress=False)
+    assert other.reference == "hmc"
+    # Green to amber at least, but no red at so generous a threshold.
+    assert "red" not in set(other.table["grade_of_sd"])
     with pytest.raises(ValueError, match="Did you mean 'nuts'"):
-        compare(posteriors, "nut")
+        compare(posteriors, "nut", progress=False)
     with pytest.raises(ValueError, match="at least one posterior"):
-        compare({})
+        compare({}, progress=False)
+
+
+def test_without_a_reference_nothing_is_trusted(posterior: Draw) -> None:
+    guides = {"a": posterior(6, chains=1), "b": posterior(7, chains=1)}
+    comparison = compare(guides, progress=False)
+    assert comparison.reference is None
+    assert Verdict.TRUST not in comparison.verdicts.values()
+    assert "no reference" in repr(comparison)
+
+
+def broken(kind: str) -> Posterior:
+    draws = torch.randn(1, 200, generator=torch.Generator().manual_seed(1))
+    if kind == "nan":
+        draws[0, 3] = math.nan
+    if kind == "constant":
+        draws[:] = 1.0
+    kept = {} if kind == "empty" else {"mu": draws}
+    return Posterior(draws=kept, latents=tuple(kept), is_mcmc=kind == "nan")
+
+
+@pytest.mark.parametrize("kind", ["nan", "constant", "empty"])
+@pytest.mark.parametrize("role", ["method", "reference", "alone"])
+def test_posteriors_without_usable_draws_get_their_verdict_in_every_form(
+    tmp_path: Path, kind: str, role: str
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    whole = Posterior(draws={"mu": torch.randn(4, 500, generator=generator)}, latents=("mu",))
+    posteriors = {"<broken>": broken(kind)} | ({} if role == "alone" else {"whole": whole})
+    reference = {"method": "whole", "reference": "<broken>", "alone": None}[role]
+    comparison = compare(posteriors, reference, progress=False)
+    assert not comparison.verdicts["<broken>"].is_fine
+    assert f"<broken>{' (reference)' * (role == 'reference')}: " in str(comparison)
+    assert "&lt;broken&gt;" in comparison._repr_html_()
+    assert len(comparison.to_dataframe()) == (0 if role == "alone" else 1)
+    assert json.loads(comparison.save(tmp_path / "r.json").read_text("utf-8"))
+    page = comparison.save(tmp_path / "r.html", progress=False).read_text("utf-8")
+    assert page.count("<article") == len(posteriors)
+
+
+def test_verdicts_come_first(comparison: Comparison) -> None:
+    text = str(comparison)
+    judgement = comparison.assessment.judgements["svi"]
+    places = [
+        text.index(piece)
+        for piece in (
+            "svi: DO NOT TRUST",
+            judgement.sentence,
+            f"Next: {judgement.action}",
+            "nuts (reference): TRUST",
+            "MCSE",
+        )
+    ]
+    assert places == sorted(places)
+    assert judgement.caveats[0] in text
 
 
 def test_printed_table(comparison: Comparison) -> None:
@@ -64,7 +113,7 @@ def test_printed_table(comparison: Comparison) -> None:
     parameter = ""
     for line in lines:
         cells = re.split(r"  +", line.strip())
-        if cells[0] in comparison.measurements.parameters:
+        if cells[0] in comparison.assessment.measurements.parameters:
             parameter, *cells = cells
         rows[parameter, cells[0]] = cells[1:]
     table = comparison.table.set_index(["parameter", "method"])
@@ -88,6 +137,21 @@ def test_printed_table(comparison: Comparison) -> None:
     assert repr(comparison) == "Comparison of svi, nuts in 6 parameters (reference: nuts)"
 
 
+def test_page_has_the_worst_quantile_and_the_grades(comparison: Comparison) -> None:
+    view = View(comparison.assessment)
+    table = parameter_table(view, ["mu"])
+    svi, nuts = table.groups[0].rows
+    place = list(table.headings).index("worst quantile")
+    # N(1, 0.5) for N(0, 1): the 5 % quantile is 1 + 0.5 * 1.645 too high, the others less.
+    error = comparison.table["error_of_q5"].iloc[0]
+    assert error == pytest.approx(1.82, abs=0.3)
+    assert svi[place].text == f"{error:+.2f} at 5 %"
+    assert [cell.grade.value for cell in svi[place - 2 : place + 1]] == ["red"] * 3
+    assert nuts[place] == Cell(NOT_APPLICABLE)
+    assert "worst quantile" not in table.without("worst quantile").headings
+    assert len(table.without("worst quantile").groups[0].rows[0]) == len(svi) - 1
+
+
 def test_text_needs_no_terminal_and_no_colour(
     comparison: Comparison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,10 +162,10 @@ def test_text_needs_no_terminal_and_no_colour(
     assert "\x1b" not in plain
 
 
-def test_long_names_and_markup_are_printed_whole() -> None:
+def test_long_names_and_markup_are_printed_whole(by_hand: Assess) -> None:
     name = "[red]a_site_with_a_name_of_more_than_forty_characters[/red]"
     draws = Posterior(draws={name: torch.randn(4, 100, 2)}, latents=(name,))
-    text = str(compare({"[bold]one_method_with_a_long_name[/bold]" * 2: draws}))
+    text = str(Comparison(by_hand({"[bold]one_method_with_a_long_name[/bold]" * 2: draws}, None)))
     assert max(map(len, text.splitlines())) <= 100
     # Names are folded within their column.
     heading = next(line for line in text.splitlines() if "parameter" in line)
@@ -111,25 +175,37 @@ def test_long_names_and_markup_are_printed_whole() -> None:
     assert f"{name}[1]" in column
 
 
-def test_many_parameters_are_cut_and_counted() -> None:
-    many = Posterior(draws={"x": torch.randn(2, 50, 45)}, latents=("x",))
-    text = str(compare({"a": many}))
-    assert "x[39]" in text
-    assert "x[40]" not in text
+def test_many_parameters_are_cut_and_counted_the_worst_kept(by_hand: Assess) -> None:
+    good = torch.randn(2, 50, 45)
+    bad = good.clone()
+    bad[..., 44] += 10.0
+    text = str(
+        Comparison(
+            by_hand(
+                {
+                    "bad": Posterior(draws={"x": bad}, latents=("x",)),
+                    "good": Posterior(draws={"x": good}, latents=("x",)),
+                },
+                "good",
+            )
+        )
+    )
+    assert "x[44]" in text
+    assert len(re.findall(r"x\[\d+\] ", text)) == 40
     assert "5 more parameters are in comparison.table." in text
 
 
-def test_what_was_left_out_is_said() -> None:
+def test_what_was_left_out_is_said(posterior: Draw, by_hand: Assess) -> None:
     a, b = posterior(8), posterior(9)
     a.draws["extra"] = torch.zeros(4, 200)
-    assert "Left out: extra (not in b)." in str(compare({"a": a, "b": b}))
+    assert "Left out: extra (not in b)." in str(Comparison(by_hand({"a": a, "b": b}, "b")))
 
 
-def test_one_posterior_has_nothing_to_be_compared_with() -> None:
-    comparison = compare({"nuts": posterior(10)})
-    group = parameter_table(comparison.measurements).groups[0]
-    assert group.rows[0][0] == "nuts"
-    assert group.rows[0][3:5] == [NOT_APPLICABLE] * 2
+def test_one_posterior_has_nothing_to_be_compared_with(posterior: Draw, by_hand: Assess) -> None:
+    view = View(by_hand({"nuts": posterior(10)}, None))
+    group = parameter_table(view, view.worst_first).groups[0]
+    assert group.rows[0][0].text == "nuts"
+    assert group.rows[0][3:6] == [Cell(NOT_APPLICABLE)] * 3
 
 
 @pytest.mark.parametrize(
@@ -143,190 +219,80 @@ def test_one_posterior_has_nothing_to_be_compared_with() -> None:
         (-1e-7, 1.5, ("0.00", "1.50")),
     ],
 )
-def test_sensible_digits(mean: float, sd: float, expected: tuple[str, str]) -> None:
+def test_sensible_digits(
+    by_hand: Assess, mean: float, sd: float, expected: tuple[str, str]
+) -> None:
     # Two chains of draws at mean ± sd * sqrt((n - 1) / n), so that mean and sd are exact.
     signs = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(2, 50)
     draws = mean + sd * math.sqrt(199 / 200) * signs
-    comparison = compare({"a": Posterior(draws={"mu": draws}, latents=("mu",))})
-    assert parameter_table(comparison.measurements).groups[0].rows[0][1:3] == list(expected)
+    view = View(by_hand({"a": Posterior(draws={"mu": draws}, latents=("mu",))}, None))
+    row = parameter_table(view, ["mu"]).groups[0].rows[0]
+    assert tuple(cell.text for cell in row[1:3]) == expected
 
 
-def test_missing_facts_are_blank() -> None:
+def test_missing_facts_are_blank(by_hand: Assess) -> None:
     bare = Posterior(draws={"mu": torch.randn(4, 50)}, latents=("mu",))
-    row = method_table(compare({"a": bare}).measurements).groups[0].rows[0]
-    assert row[:5] == [NOT_APPLICABLE, "4 × 50", NOT_APPLICABLE, NOT_APPLICABLE, NOT_APPLICABLE]
-    assert row[-1] == NOT_APPLICABLE
+    row = method_table(View(by_hand({"a": bare}, None))).groups[0].rows[0]
+    texts = [cell.text for cell in row]
+    assert texts[:5] == [NOT_APPLICABLE, "4 × 50", NOT_APPLICABLE, NOT_APPLICABLE, NOT_APPLICABLE]
+    assert texts[-1] == NOT_APPLICABLE
 
 
-def test_notebook_gets_escaped_tables() -> None:
+def test_notebook_gets_escaped_verdicts_and_tables(by_hand: Assess) -> None:
     hostile = '<img src=x onerror="alert(1)">'
     draws = Posterior(draws={hostile: torch.randn(4, 50)}, latents=(hostile,))
-    html = compare({hostile: draws, "b": draws})._repr_html_()
+    html = Comparison(by_hand({hostile: draws, "b": draws}, "b"))._repr_html_()
     assert "<img" not in html
     assert html.count("&lt;img") >= 3
     assert html.count("<table") == 2
     assert html.count("<div") == html.count("</div>")
+    assert "DO NOT TRUST" in html
 
 
-def test_plot_has_a_panel_for_each_parameter_and_one_legend(comparison: Comparison) -> None:
-    figure = comparison.plot()
-    panels = [axes for axes in figure.axes if axes.axison]
-    assert [panel.get_title() for panel in panels] == list(comparison.measurements.parameters)
-    (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["nuts (reference)", "svi"]
-    for panel in panels:
-        assert len(panel.lines) == 2
-        assert len(panel.collections) == 1  # the reference, filled
-    # The lines are where the draws are: their means agree, to the width of a bin and the 0.2 % cut.
-    drawn = {line.get_color(): line for line in panels[0].lines}
-    for method, draws in comparison.measurements.draws("mu").items():
-        line = drawn[colours(["svi", "nuts"], "nuts")[method][0]]
-        x, density = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
-        assert np.average(x, weights=density) == pytest.approx(draws.mean(), abs=0.1)
+def test_data_frame_has_every_row_and_the_verdict(comparison: Comparison) -> None:
+    frame = comparison.to_dataframe()
+    assert len(frame) == 12
+    verdicts = frame.groupby("method")["verdict"].unique()
+    assert verdicts["svi"].tolist() == ["DO NOT TRUST"]
+    assert verdicts["nuts"].tolist() == ["TRUST"]
+    assert "verdict" not in comparison.table
 
 
-def test_plot_of_chosen_parameters(comparison: Comparison) -> None:
-    def titles(*names: str) -> list[str]:
-        return [axes.get_title() for axes in comparison.plot(list(names)).axes if axes.axison]
-
-    assert titles("tau") == ["tau"]
-    assert titles("weights", "mu") == [
-        *(f"weights[{i}, {j}]" for i in (0, 1) for j in (0, 1)),
-        "mu",
-    ]
-    assert titles("weights[0, 1]", "weights[0, 1]") == ["weights[0, 1]"]
-    with pytest.raises(ValueError, match=r"unknown parameter 'tao'.*Did you mean 'tau'"):
-        comparison.plot(["tao"])
-    with pytest.raises(TypeError, match="a list of names, got 'tau'"):
-        comparison.plot("tau")
-    with pytest.raises(ValueError, match="at least one name"):
-        comparison.plot([])
-    with pytest.raises(ValueError, match="max_parameters: expected at least 1, got 0"):
-        comparison.plot(max_parameters=0)
-
-
-def test_plot_prefers_the_parameters_that_differ(comparison: Comparison) -> None:
-    figure = comparison.plot(max_parameters=2)
-    # Only mu and tau were shifted and narrowed.
-    assert [axes.get_title() for axes in figure.axes if axes.axison] == ["mu", "tau"]
-    assert figure.get_suptitle() == "2 of 6 parameters: those that differ most"
-
-
-def test_plot_leaves_matplotlib_alone(comparison: Comparison) -> None:
-    import matplotlib.pyplot as plt
-
-    before = dict(matplotlib.rcParams)
-    windows = plt.get_fignums()
-    comparison.plot()
-    assert dict(matplotlib.rcParams) == before
-    assert plt.get_fignums() == windows
-
-
-def test_far_away_constant_and_strangely_named_methods() -> None:
-    rng = np.random.default_rng(0)
-    marginal = Marginal(
-        "a $b_c$ <d>",
-        {
-            "_far_$x": 1e6 + rng.normal(size=100),
-            "constant": np.zeros(100),
-            "tall": 1e-3 * rng.normal(size=100),
-            "nuts": rng.normal(size=400),
-        },
-        "nuts",
-    )
-    figure = draw_marginals([marginal])
-    figure.draw_without_rendering()
-    (panel,) = figure.axes
-    low, high = panel.get_xlim()
-    assert -9.0 < low < -2.0
-    assert 2.0 < high < 9.0
-    assert [text.get_text() for text in panel.texts] == ["_far_$x →"]
-    # The reference is not squeezed to the ground by a method that is a thousand times taller.
-    filled = panel.collections[0].get_paths()[0].get_extents().height
-    assert filled > 0.25 * panel.get_ylim()[1]
-    names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert names == ["nuts (reference)", "_far_$x", "constant", "tall"]
-
-
-def test_everything_constant_can_be_drawn() -> None:
-    draw_marginals([Marginal("x", {"a": np.ones(10)}, "a")]).draw_without_rendering()
-
-
-def test_many_methods_are_told_apart() -> None:
-    styles = colours([f"m{i}" for i in range(20)], "m0")
-    assert len(set(styles.values())) == 20
-
-
-def test_saved_page_is_whole_and_alone(comparison: Comparison, tmp_path: Path) -> None:
-    path = comparison.save(tmp_path / "report.html")
-    text = path.read_text(encoding="utf-8")
-    for name in comparison.measurements.parameters:
-        assert f"<figcaption>{name}</figcaption>" in text
-    # Names of XML's namespaces are no addresses that a browser opens.
-    assert set(re.findall(r"https?://[^\"' >]*", text)) <= {
-        "http://www.w3.org/2000/svg",
-        "http://www.w3.org/1999/xlink",
-    }
-    for fetched in ("<script", '<link rel="stylesheet', "@import", "src="):
-        assert fetched not in text
-    assert list(tmp_path.iterdir()) == [path]
-    assert text.rstrip().endswith("</html>")
-
-
-def test_the_same_comparison_gives_the_same_file(comparison: Comparison, tmp_path: Path) -> None:
-    first = comparison.save(tmp_path / "a.html").read_bytes()
-    assert comparison.save(str(tmp_path / "b.HTM")).read_bytes() == first
-
-
-def test_saved_pictures_are_limited_and_the_table_is_not(
-    comparison: Comparison, tmp_path: Path
-) -> None:
-    text = comparison.save(tmp_path / "report.html", max_parameters=1).read_text(encoding="utf-8")
-    assert text.count("<figure>") == 1
-    assert "1 of 6 parameters" in text
-    assert text.count('class="name"') == 6
-
-
-def test_hostile_names_are_text(tmp_path: Path) -> None:
-    hostile = '</style><script>alert("1")</script>&amp;'
-    generator = torch.Generator().manual_seed(0)
-    a, b = (
-        Posterior(draws={hostile: torch.randn(4, 50, generator=generator)}, latents=(hostile,))
-        for _ in range(2)
-    )
-    a.sample_stats["diverging"] = torch.ones(4, 50, dtype=torch.bool)
-    a.draws[hostile + "2"] = torch.zeros(4, 50)
-    text = compare({hostile: a, "b": b}, hostile).save(tmp_path / "r.html").read_text("utf-8")
-    assert "<script" not in text
-    assert "&lt;/style&gt;&lt;script&gt;alert(&#34;1&#34;)&lt;/script&gt;&amp;amp;" in text
+def test_json_is_the_dictionary(comparison: Comparison, tmp_path: Path) -> None:
+    path = comparison.save(tmp_path / "report.json")
+    assert json.loads(path.read_text("utf-8")) == comparison.to_dict()
+    assert comparison.to_dict()["reference"] == "nuts"
 
 
 @pytest.mark.parametrize("name", ["report", "report.pdf", "report.html.txt", ".html"])
 def test_wrong_ending(comparison: Comparison, tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=r"ends in \.html or \.htm"):
+    with pytest.raises(ValueError, match=r"ends in \.html, \.htm or \.json"):
         comparison.save(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folder_that_is_missing_or_is_the_path(comparison: Comparison, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", ["html", "json"])
+def test_folder_that_is_missing_or_is_the_path(
+    comparison: Comparison, tmp_path: Path, ending: str
+) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*missing. Make it first"):
-        comparison.save(tmp_path / "missing" / "report.html")
-    (tmp_path / "folder.html").mkdir()
+        comparison.save(tmp_path / "missing" / f"report.{ending}")
+    (tmp_path / f"folder.{ending}").mkdir()
     with pytest.raises(IsADirectoryError, match="it is a folder"):
-        comparison.save(tmp_path / "folder.html")
+        comparison.save(tmp_path / f"folder.{ending}")
 
 
 def test_failed_write_keeps_the_old_file(
     comparison: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "report.html"
+    path = tmp_path / "report.json"
     path.write_text("old")
 
     def full(*args: object, **options: object) -> int:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(OSError, match=r"cannot write .*report.html: No space left on device"):
+    with pytest.raises(OSError, match=r"cannot write .*report.json: No space left on device"):
         comparison.save(path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
@@ -335,5 +301,5 @@ def test_failed_write_keeps_the_old_file(
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
 def test_file_may_be_read_as_any_new_file(comparison: Comparison, tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
-    saved = comparison.save(tmp_path / "report.html")
+    saved = comparison.save(tmp_path / "report.json")
     assert stat.S_IMODE(saved.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)

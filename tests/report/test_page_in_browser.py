@@ -1,11 +1,15 @@
 """The page of a comparison, opened in a real browser."""
 
+import base64
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,9 @@ import pytest
 import torch
 
 from ppl_gen.core import Posterior
-from ppl_gen.report import compare
+from ppl_gen.judge.findings import Assessment
+from ppl_gen.judge.repair import Repair, Rung
+from ppl_gen.report import Comparison
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next((path for name in NAMES if (path := shutil.which(name))), None)
@@ -84,7 +90,9 @@ class Page:
         message: dict[str, Any] = {"id": self._count, "method": method, "params": params}
         if self._session is not None:
             message["sessionId"] = self._session
-        os.write(self._write, json.dumps(message).encode() + b"\0")
+        text = json.dumps(message).encode() + b"\0"
+        while text:
+            text = text[os.write(self._write, text) :]
         while True:
             answer = self._receive()
             if answer.get("id") == self._count:
@@ -116,12 +124,14 @@ class Page:
             mobile=width < 500,
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.call("Emulation.setEmulatedMedia", media="", features=[scheme])
         self.call("Page.navigate", url=path.as_uri())
         self.wait_for("Page.loadEventFired")
 
     def evaluate(self, expression: str) -> Any:
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        answer = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in answer, answer
         return answer["result"]["value"]
 
@@ -136,8 +146,30 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         page.close()
 
 
+@pytest.fixture(scope="session")
+def axe(root: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The source of axe-core, which knows the rules of accessibility, from the npm registry."""
+    installed = root / "node_modules" / "axe-core" / "axe.min.js"
+    if installed.is_file():
+        return installed.read_text(encoding="utf-8")
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("needs npm, to get axe-core, which is not installed")
+    folder = tmp_path_factory.mktemp("axe")
+    command = [npm, "pack", "axe-core@4", "--silent", "--prefer-offline"]
+    try:
+        subprocess.run(command, cwd=folder, check=True, timeout=90, capture_output=True)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        pytest.skip(f"needs axe-core, which npm cannot get: {error}")
+    (packed,) = folder.glob("axe-core-*.tgz")
+    with tarfile.open(packed) as archive:
+        source = archive.extractfile("package/axe.min.js")
+        assert source is not None
+        return source.read().decode("utf-8")
+
+
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report(by_hand: Callable[..., Assessment], tmp_path_factory: pytest.TempPathFactory) -> Path:
     generator = torch.Generator().manual_seed(0)
 
     def posterior(chains: int, scale: float) -> Posterior:
@@ -162,7 +194,15 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "nuts": posterior(4, 1.0),
     }
     path = tmp_path_factory.mktemp("report") / "report.html"
-    return compare(posteriors, "nuts").save(path)
+    assessment = by_hand(posteriors, "nuts")
+    bad, good = (assessment.judgements[name] for name in ("mean-field <b>", "nuts"))
+    rungs = (
+        Rung("optimise longer", f"posterior = {'a_long_line_of_code' * 5}", 1.0, bad, False),
+        Rung("non-centre", "", 0.0, None, False, "there is no hierarchy"),
+        Rung("plain NUTS", "nuts = ...", 1.0, good, True),
+    )
+    repair = Repair(posteriors["nuts"], bad, good, rungs, "It can be trusted.", 2.0)
+    return Comparison(assessment).save(path, repair=repair, progress=False)
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -186,7 +226,7 @@ def test_page_is_quiet_alone_and_fits(page: Page, report: Path, width: int, dark
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     # No element hides a part of itself beyond its own edge either.
     hidden = page.evaluate(
-        "[...document.querySelectorAll('td, tbody th, figcaption, li, p')]"
+        "[...document.querySelectorAll('td, tbody th, figcaption, li, p, dd, dt, code, h3')]"
         ".filter(e => e.getClientRects().length && e.scrollWidth > e.clientWidth + 1)"
         ".map(e => e.textContent)"
     )
@@ -195,7 +235,7 @@ def test_page_is_quiet_alone_and_fits(page: Page, report: Path, width: int, dark
 
 def test_names_are_text_and_pictures_are_there(page: Page, report: Path) -> None:
     page.open(report, 1280)
-    assert page.evaluate("document.querySelectorAll('script, main b b').length") == 0
+    assert page.evaluate("document.querySelectorAll('script, main b b, h3 b').length") == 0
     assert "<script>alert(1)</script>&a_quite_long" in page.evaluate("document.body.innerText")
     assert page.evaluate("document.querySelectorAll('figure svg path').length") > 8
     identifiers = page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
@@ -213,3 +253,79 @@ def test_pictures_follow_the_colour_of_the_page(page: Page, report: Path) -> Non
     dark = page.evaluate(colour)
     assert light == "rgb(27, 31, 36) on rgb(255, 255, 255)"
     assert dark == "rgb(228, 231, 234) on rgb(20, 23, 26)"
+
+
+def test_many_methods_scroll_within_their_table(
+    page: Page, by_hand: Callable[..., Assessment], tmp_path: Path
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    posteriors = {
+        f"method number {i}": Posterior(
+            draws={"mu": torch.randn(4, 50, generator=generator)}, latents=("mu",)
+        )
+        for i in range(14)
+    }
+    assessment = replace(by_hand(posteriors, "method number 0"), fits={}, sample_stats={})
+    path = Comparison(assessment).save(tmp_path / "report.html", progress=False)
+    page.open(path, 1000)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1000
+    inner = "document.querySelector('.scroll')"
+    assert page.evaluate(f"{inner}.scrollWidth > {inner}.clientWidth + 100")
+    assert page.evaluate(f"{inner}.tabIndex") == 0
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_rules_of_accessibility_pass(
+    page: Page, report: Path, axe: str, width: int, dark: bool
+) -> None:
+    page.open(report, width, dark)
+    page.evaluate(f"{axe}; 0")
+    found = page.evaluate("axe.run(document, {preload: false})")
+    # A rule that could not look, such as at the contrast of text on a picture, is no pass.
+    assert len(found["passes"]) > 20
+    assert {rule["id"] for rule in found["passes"]} >= {"color-contrast", "region", "list"}
+    broken = {
+        rule["id"]: [node["html"][:200] + node["failureSummary"] for node in rule["nodes"][:3]]
+        for rule in found["violations"]
+    }
+    assert broken == {}
+
+
+def test_a_page_that_breaks_the_rules_is_found(page: Page, tmp_path: Path, axe: str) -> None:
+    path = tmp_path / "bad.html"
+    path.write_text(
+        "<!DOCTYPE html><html><title>Bad</title><body><main><h1>Bad</h1><img src='data:,'>"
+        "<p style='color: #aaa; background: #fff'>hardly readable</p></main></body></html>"
+    )
+    page.open(path, 1280)
+    page.evaluate(f"{axe}; 0")
+    found = page.evaluate("axe.run(document, {preload: false})")
+    assert {rule["id"] for rule in found["violations"]} >= {
+        "color-contrast",
+        "html-has-lang",
+        "image-alt",
+    }
+
+
+def test_page_can_be_printed(page: Page, report: Path) -> None:
+    page.open(report, 1280, dark=True)
+    page.call("Emulation.setEmulatedMedia", media="print")
+    # Ink on paper, whatever the screen is like.
+    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(27, 31, 36)"
+    assert page.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
+    printed = base64.b64decode(page.call("Page.printToPDF", printBackground=False)["data"])
+    assert printed.startswith(b"%PDF-")
+    assert len(printed) > 20_000
+
+
+def test_json_can_be_saved_from_the_page(page: Page, report: Path, tmp_path: Path) -> None:
+    page.open(report, 1280)
+    page.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    page.evaluate("document.querySelector('a[download]').click(), 0")
+    saved = tmp_path / "comparison.json"
+    until = time.monotonic() + 20.0
+    while not saved.is_file() and time.monotonic() < until:
+        page.evaluate("0")
+        time.sleep(0.05)
+    assert json.loads(saved.read_text(encoding="utf-8"))["reference"] == "nuts"

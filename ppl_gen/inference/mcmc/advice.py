@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ppl_gen.core.summary import scalar_names
 from ppl_gen.diagnostics import bfmi, convergence, ess_bulk
+from ppl_gen.diagnostics.divergences import CLEAR_RANK, centred_ranks
 
 __all__ = ["advice"]
 
@@ -37,9 +38,8 @@ DRIFTING_ESS = 10
 DRIFTING_DRAWS = 100
 # No scale of a parameter in use is as large, in whatever unit.
 ASTRONOMICAL = 1e10
-# Divergences are at small or large values of a scalar where their mean rank is so far from a half,
-# and by chance is so for any scalar with at most this probability.
-CLEAR_RANK = 0.25
+# Divergences are at small or large values of a scalar where their mean rank is far from a half, and
+# by chance is so for any scalar with at most this probability.
 CLEAR_BY_CHANCE = 0.01
 # More draws than this, of all scalars, would take longer to look at than to make: two seconds.
 _MAX_VALUES = 2**24
@@ -224,11 +224,9 @@ def _where(
         else:
             continue
         there = there[np.isfinite(there)]
-        if not len(there):
+        if not len(there) or not len(elsewhere):
             continue
-        elsewhere = np.sort(elsewhere)
-        ranks = np.searchsorted(elsewhere, there) + np.searchsorted(elsewhere, there, "right")
-        shift = float(np.mean(ranks)) / (2 * max(len(elsewhere), 1)) - 0.5
+        shift = float(centred_ranks(there, np.sort(elsewhere)).mean())
         if abs(shift) > max(best, errors / math.sqrt(12 * len(there))):
             best = abs(shift)
             size = "small" if shift < 0 else "large"

@@ -62,24 +62,26 @@ _CHUNK_BYTES = 2**24
 _ADVICE_VALUES = 2**20
 
 
-def run(method: Chains, problem: Problem) -> Result:
+def run(method: Chains, problem: Problem, density: LogDensity | None = None) -> Result:
     """Run the chains of a method.
 
     Args:
         method: Its options.
         problem: Pair, data, device and seed.
+        density: The log density in coordinates of its own; None: that of the problem.
     """
     if method.engine == "pyro":
         from ppl_gen.inference.mcmc.pyro_kernels import run as run_pyro
 
         return run_pyro(method, problem)
-    density = LogDensity(
-        problem.pair,
-        problem.data,
-        dtype=method.dtype,
-        device=problem.device,
-        prepared=problem.prepared,
-    )
+    if density is None:
+        density = LogDensity(
+            problem.pair,
+            problem.data,
+            dtype=method.dtype,
+            device=problem.device,
+            prepared=problem.prepared,
+        )
     mine = _my_chains(method)
     previous = problem.previous
     if previous is None:

@@ -1,0 +1,137 @@
+"""Which pair the argument MODEL names."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ppl_gen import models
+from ppl_gen.cli.pairs import built_in_models, find_model
+from ppl_gen.models import BayesianLinearRegression, EightSchools
+
+
+def test_every_built_in_pair_has_a_name_and_can_be_made() -> None:
+    found = built_in_models()
+    assert {model.source for model in found.values()} == {
+        getattr(models, name) for name in models.__all__
+    }
+    assert "eight_schools" in found
+    assert "semi_supervised_vae" in found
+
+
+@pytest.mark.parametrize("name", ["eight_schools", "EightSchools"])
+def test_built_in_pairs_go_by_their_name(name: str) -> None:
+    model = find_model(name)
+    pair = model.make({"centered": True}, {})
+    assert isinstance(pair, EightSchools)
+    assert pair.centered
+    own = model.own_data()
+    assert own is not None
+    assert set(own) == {"sigma", "y"}
+
+
+def test_arguments_of_built_in_pairs_follow_from_the_data() -> None:
+    data = {"x": np.zeros((5, 3)), "y": np.zeros(5)}
+    pair = find_model("bayesian_linear_regression").make({}, data)
+    assert isinstance(pair, BayesianLinearRegression)
+    assert pair.num_features == 3
+    assert find_model("bayesian_linear_regression").own_data() is None
+    # What is given goes before what the data say.
+    given = find_model("bayesian_linear_regression").make({"num_features": 2}, data)
+    assert given.num_features == 2
+    with pytest.raises(ValueError, match="lacks its argument 'num_features': give it by --arg"):
+        find_model("bayesian_linear_regression").make({}, {"x": np.zeros(5)})
+    small = find_model("vae").make({"hidden_sizes": (4,)}, {"x": np.zeros((5, 8, 6))})
+    assert small.image_shape == (8, 6)
+
+
+def test_unknown_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"unknown argument of EightSchools 'centred'.*'centered'"):
+        find_model("eight_schools").make({"centred": True}, {})
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"unknown model 'eight_school'.*'eight_schools'.*FILE.py"):
+        find_model("eight_school")
+
+
+def test_whatever_a_file_has_can_be_a_pair(folder: Path) -> None:
+    file = folder / "pairs.py"
+    line = find_model(f"{file}:Line").make({"slope_scale": 2.0}, {})
+    assert line.slope_scale == 2.0
+    assert callable(find_model(f"{file}:model").make({}, {}))
+    assert len(find_model(f"{file}:both").make({}, {})) == 2
+    assert find_model(f"{file}:made").make({}, {}).slope_scale == 2.0
+    assert find_model(f"{file}:made").own_data() is None
+
+
+def test_first_weights_follow_the_seed(folder: Path) -> None:
+    weights = [
+        find_model(f"{folder / 'pairs.py'}:Network", seed)
+        .make({"size": 3}, {}, seed)
+        .weights.weight.detach()
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_user_pairs_get_no_guessed_arguments(folder: Path) -> None:
+    with pytest.raises(ValueError, match="lacks its argument 'size'"):
+        find_model(f"{folder / 'pairs.py'}:Network").make({}, {"x": np.zeros((5, 3))})
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (":Lin", r"no 'Lin' in it.*pairs\.py:Line.*Did you mean 'Line'"),
+        ("", r"no name after it.*pairs\.py:Line.*pairs\.py:both"),
+        (":number", "expected a class or function.*got int"),
+        (":SCALE", "expected a class or function.*got float"),
+    ],
+)
+def test_what_a_file_does_not_have_is_refused(name: str, message: str, folder: Path) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        find_model(f"{folder / 'pairs.py'}{name}")
+    # What the file has imported is not offered.
+    assert "pairs.py:dist" not in str(error.value)
+
+
+def test_arguments_without_a_constructor_are_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="is no class, and takes no arguments"):
+        find_model(f"{folder / 'pairs.py'}:model").make({"a": 1}, {})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "import there_is_none",
+            r"ModuleNotFoundError: No module named 'there_is_none' \(line 1\)",
+        ),
+        ("x = 1\ny = x / 0\n", r"ZeroDivisionError: division by zero \(line 2\)"),
+        ("def f(:\n", r"invalid syntax.*line 1"),
+        ("import sys\nsys.exit(3)\n", "it ends the program"),
+    ],
+)
+def test_a_file_that_fails_is_named_with_the_line(
+    content: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "failing.py").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"failing\.py cannot be run: {message}"):
+        find_model(f"{tmp_path / 'failing.py'}:Line")
+    assert not [name for name in sys.modules if "failing" in name]
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there\.py: no such file"):
+        find_model(f"{tmp_path / 'there.py'}:Line")
+
+
+def test_a_file_never_takes_the_place_of_a_module(tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("def model():\n    pass\n", encoding="utf-8")
+    before = sys.modules["json"]
+    assert callable(find_model(f"{tmp_path / 'json.py'}:model").make({}, {}))
+    assert sys.modules["json"] is before
