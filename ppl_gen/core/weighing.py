@@ -25,7 +25,15 @@ from ppl_gen.core.posterior import Outline, Posterior
 from ppl_gen.core.scope import isolated
 from ppl_gen.diagnostics.psis import Smoothed, format_pareto_k, psis, resample
 
-__all__ = ["Weighed", "can_mend", "in_double", "reweighted", "weigh"]
+__all__ = [
+    "Weighed",
+    "can_mend",
+    "hardly_matter",
+    "in_double",
+    "reweighted",
+    "weigh",
+    "weights_hold",
+]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -134,8 +142,9 @@ def weigh(posterior: Posterior, draws: int | None = None, seed: int = 0) -> Weig
 
 def reweighted(posterior: Posterior, draws: int | None, seed: int) -> Posterior:
     """Return draws that importance weights have chosen, as `Posterior.reweight` describes."""
+    if draws is not None:
+        check_count("draws", draws)
     count = draws or posterior.num_chains * posterior.num_draws or _LEAST_DRAWS
-    check_count("draws", count)
     weighed = weigh(posterior, seed=seed)
     smoothed = weighed.smoothed
     if smoothed is None:
@@ -369,9 +378,37 @@ def can_mend(smoothed: Smoothed) -> bool:
     Args:
         smoothed: The smoothed weights.
     """
-    if smoothed.ess >= _LARGE_SHARE * len(smoothed.log_weights):
+    draws, high = len(smoothed.log_weights), smoothed.interval()[1]
+    return weights_hold(smoothed.pareto_k, high, smoothed.threshold, smoothed.ess, draws)
+
+
+def weights_hold(pareto_k: float, high: float, threshold: float, ess: float, draws: int) -> bool:
+    """Return the same by the numbers alone.
+
+    Args:
+        pareto_k: k-hat.
+        high: The upper end of its interval.
+        threshold: Its threshold.
+        ess: Effective sample size of the weighted draws.
+        draws: Number of draws.
+    """
+    if hardly_matter(high, ess, draws):
         return True
-    return smoothed.reliable and smoothed.interval()[1] < _bearable(len(smoothed.log_weights))
+    return pareto_k < threshold and high < _bearable(draws)
+
+
+def hardly_matter(high: float, ess: float, draws: int) -> bool:
+    """Return whether weights are so even that their tail is of no account.
+
+    Beyond a shape of 1 they have no mean: what little there is in their tail may be another mode,
+    as heavy as what the draws have seen.
+
+    Args:
+        high: The upper end of the interval of k-hat.
+        ess: Effective sample size of the weighted draws.
+        draws: Number of draws.
+    """
+    return high < 1 and ess >= _LARGE_SHARE * draws
 
 
 def _bearable(draws: int) -> float:

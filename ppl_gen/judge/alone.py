@@ -83,7 +83,7 @@ def _found(evidence: Evidence) -> list[Reason]:
 
 def _of_short_chains(chains: ShortChains, thresholds: Thresholds) -> Reason:
     """Return what short chains found: a bound that errors are at least as large as."""
-    kind, name, _, bound = chains.worst
+    kind, name, _, bound = chains.worst(thresholds)
     green, red = (
         (thresholds.mean_green, thresholds.mean_red)
         if kind == "mean"
@@ -98,7 +98,8 @@ def _of_short_chains(chains: ShortChains, thresholds: Thresholds) -> Reason:
 
 
 def _would_have_shown(chains: ShortChains | None, evidence: Evidence) -> bool:
-    return chains is not None and _resolves(chains, evidence.thresholds)
+    # Chains that hardly move show nothing, and measure that very exactly.
+    return chains is not None and chains.mixed and _resolves(chains, evidence.thresholds)
 
 
 def _resolves(chains: ShortChains, thresholds: Thresholds) -> bool:

@@ -35,7 +35,7 @@ from ppl_gen.judge.marginals import all_marginals, joined, part
 from ppl_gen.judge.measure import Measurements, measure, unmeasured, with_methods
 from ppl_gen.judge.plain import plain
 from ppl_gen.judge.short_chains import ShortChains, short_chains
-from ppl_gen.judge.sites import array_of, check_posteriors
+from ppl_gen.judge.sites import array_of, check_posteriors, worth_of_a_draw
 from ppl_gen.judge.verdicts import judge_against, judge_without_draws
 from ppl_gen.judge.weights import Weights, weights_of
 
@@ -367,6 +367,7 @@ class _Court:
             arrays[site][(slice(None), slice(None), *index)]
             for site, index in (places[i] for i in self.jointly)
         ]
+        worth = min(worth, worth_of_a_draw(posterior))
         return Sample(np.stack(columns, axis=2).astype(np.float64), posterior.is_mcmc, worth)
 
     def _fits(self) -> dict[str, PredictiveFit]:

@@ -95,7 +95,7 @@ class Evidence:
         if self.weights is None or not self.weights.can_mend or self.weighted_errors is None:
             return None
         errors = self.counted(self.weighted_errors)
-        if blind_location(errors).any():
+        if blind_location(errors).any() or blind_spread(errors).any():
             return None
         worst = int(np.where(errors.code == 3, 0, errors.code).max(initial=0))
         if self.weighted_dependence is not None:

@@ -115,6 +115,8 @@ def _flat(value: torch.Tensor) -> Array:
 def _log_ratios(posterior: Posterior) -> Array | None:
     """Return log joint minus log guide density of a guide's draws, where they are known."""
     stats = posterior.sample_stats
+    if posterior.provenance.get("method") == "Pathfinder":
+        return None  # its draws were chosen by these weights already
     if posterior.is_mcmc or not {"lp", "log_q"} <= stats.keys():
         return None
     ratios = (stats["lp"] - stats["log_q"]).detach().cpu().double().numpy()

@@ -53,6 +53,8 @@ MOST_SCALARS = 200
 _CANDIDATES = 12
 # Standardised draws are not taken to be farther out: a few of them would make up the correlation.
 _FARTHEST = 5.0
+# One plus or minus a correlation that is closer to 0 is rounding, that of float32 draws for one.
+_LEAST = 1e-8
 # Fewer draws that are nearly independent say nothing of a joint distribution.
 _MIN_DRAWS = 10
 _DISTANCES = ("wasserstein", "sliced_wasserstein", "mmd", "c2st")
@@ -142,7 +144,8 @@ def _candidates(
     """Return the pairs of features that differ most: signs, both indices, and log ratios of sds."""
     signs, rows, columns, log_ratios = [], [], [], []
     for sign in (1.0, -1.0):
-        ratio = np.log(np.maximum(1 + sign * here, 1e-12) / np.maximum(1 + sign * there, 1e-12)) / 2
+        ours, theirs = (np.maximum(1 + sign * found, _LEAST) for found in (here, there))
+        ratio = np.log(ours / theirs) / 2
         size = np.where(apart, np.abs(ratio), -1.0).ravel()
         chosen = np.argsort(-size, kind="stable")[: min(_CANDIDATES, int(apart.sum()))]
         i, j = np.unravel_index(chosen, ratio.shape)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,6 +19,7 @@ __all__ = [
     "part",
     "unweighted_marginals",
     "weighted_marginals",
+    "worth_less",
 ]
 
 Array: TypeAlias = NDArray[np.float64]
@@ -78,6 +80,24 @@ def unweighted_marginals(values: NDArray[Any]) -> Marginals:
     flat = values.reshape(len(values), -1)
     thinning = max(1, -(-flat.size // _SORTED))
     return marginals(flat[None, ::thinning], is_mcmc=False)
+
+
+def worth_less(found: Marginals, worth: float) -> Marginals:
+    """Return statistics with the errors of draws that are worth less than independent ones.
+
+    Args:
+        found: The statistics, as of independent draws.
+        worth: How many independent draws one is worth, at most 1.
+    """
+    stretch = 1 / math.sqrt(worth)
+    return replace(
+        found,
+        mean_error=found.mean_error * stretch,
+        log_sd_error=found.log_sd_error * stretch,
+        quantile_errors=found.quantile_errors * stretch,
+        noise=found.noise * stretch,
+        effective=found.effective * worth,
+    )
 
 
 def part(of_all: Marginals, scalars: slice | NDArray[Any]) -> Marginals:

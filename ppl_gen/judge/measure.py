@@ -20,13 +20,14 @@ from ppl_gen.diagnostics.distances import (
 from ppl_gen.diagnostics.marginals import Marginals
 from ppl_gen.judge.errors import KINDS, Errors, compare
 from ppl_gen.judge.findings import Grade, Thresholds
-from ppl_gen.judge.marginals import all_marginals, part
+from ppl_gen.judge.marginals import all_marginals, part, worth_less
 from ppl_gen.judge.sites import (
     SiteDraws,
     check_data,
     check_posteriors,
     common_sites,
     scalar_name,
+    worth_of_a_draw,
 )
 
 if TYPE_CHECKING:
@@ -148,7 +149,9 @@ def measure(
     sites, left_out = common_sites(posteriors)
     by_method = {name: {site: draws[name] for site, draws in sites.items()} for name in posteriors}
     found = {
-        name: all_marginals(by_method[name], is_mcmc=posterior.is_mcmc)
+        name: worth_less(
+            all_marginals(by_method[name], is_mcmc=posterior.is_mcmc), worth_of_a_draw(posterior)
+        )
         for name, posterior in posteriors.items()
     }
     chains = {

@@ -281,7 +281,7 @@ class Climb:
         limit = (self.seconds - (began - self.started)) * (1.0 if last else _SHARE)
         deadline = Deadline(limit)
         attempt: Attempt | None = None
-        judgement, kept, note, by_user = None, False, "", False
+        judgement, kept, note, by_user, judging = None, False, "", False, False
         try:
             attempt = self.ladder[name](self.ground)
             with announced(f"repair: {name}", enabled=self.progress):
@@ -290,6 +290,7 @@ class Climb:
                 by_user = posterior.interrupted and not deadline.passed
                 if name == "flow":
                     self.ground.flow = posterior
+                judging = True
                 judgement = self.judge(name, posterior)
             kept = self._is_better(posterior, judgement)
             if kept:
@@ -299,7 +300,7 @@ class Climb:
         except (ValueError, RuntimeError, ArithmeticError) as error:
             note = f"failed: {error}"
         except KeyboardInterrupt:
-            by_user = not deadline.passed
+            by_user = judging or not deadline.passed
             note = "interrupted" if by_user else f"given up after {limit:.0f} s"
         spent = time.perf_counter() - began
         action = "" if attempt is None else attempt.action
@@ -307,7 +308,7 @@ class Climb:
         if self.progress and attempt is not None:
             print(_line(self.rungs[-1]), file=sys.stderr)
         if _level(self.after) == _TRUSTED:
-            self.reason = f"By {name} it can be trusted, as far as these checks tell."
+            self.reason = f"After {name} these checks find no problem."
         elif by_user:
             self.reason = "It was interrupted."
         elif time.perf_counter() - self.started >= self.seconds:

@@ -90,14 +90,17 @@ class ShortChains:
     transitions: int
     acceptance: float
 
-    @property
-    def worst(self) -> tuple[str, str, float, float]:
-        """The largest bound: "mean" or "sd", the parameter, its error and the bound.
+    def worst(
+        self,
+        thresholds: Thresholds = Thresholds(),  # noqa: B008 - it is frozen
+    ) -> tuple[str, str, float, float]:
+        """Return the largest bound: "mean" or "sd", the parameter, its error and the bound.
 
-        Means and standard deviations are compared in units of what is red.
+        Args:
+            thresholds: What is red: means and standard deviations are compared in units of it.
         """
-        unit = Thresholds()
-        sizes = np.stack([self.mean_bounds / unit.mean_red, self.sd_bounds / unit.sd_red])
+        reds = thresholds.mean_red, thresholds.sd_red
+        sizes = np.stack([self.mean_bounds / reds[0], self.sd_bounds / reds[1]])
         errors = np.stack([self.mean_errors, self.sd_errors])
         kind, place = np.unravel_index(int(np.argmax(sizes)), sizes.shape)
         bound = (self.mean_bounds, self.sd_bounds)[kind][place]
@@ -116,7 +119,7 @@ class ShortChains:
     @property
     def sentence(self) -> str:
         """What was found, in words."""
-        kind, name, error, bound = self.worst
+        kind, name, error, bound = self.worst()
         if bound > 0:
             return f"{_in_words(kind, name, error, bound)}, as {self.chains} short chains tell"
         if not self.mixed:
@@ -393,7 +396,9 @@ def _rank_correlations(start: Array, end: Array) -> Array:
     norms = [np.sqrt(np.square(values).sum(axis=0)) for values in ranks]
     with np.errstate(divide="ignore", invalid="ignore"):
         found = (ranks[0] * ranks[1]).sum(axis=0) / (norms[0] * norms[1])
-    return np.asarray(np.nan_to_num(found, nan=1.0))  # that of what did not move at all
+    # What never varies is no matter; what varies and has not moved at all depends on its start.
+    constant = (np.ptp(start, axis=0) == 0) & (np.ptp(end, axis=0) == 0)
+    return np.where(constant, 0.0, np.nan_to_num(found, nan=1.0))
 
 
 def _quantile(parameters: int) -> float:

@@ -20,10 +20,31 @@ __all__ = [
     "common_sites",
     "not_finite",
     "scalar_name",
+    "worth_of_a_draw",
 ]
 
 # Draws of one site by method, (chain, draw, *site), of whatever dtype they were made in.
 SiteDraws: TypeAlias = Mapping[str, NDArray[Any]]
+
+
+def worth_of_a_draw(posterior: Posterior) -> float:
+    """Return how many independent draws one of a posterior's is worth, at most 1.
+
+    Draws that importance weights have chosen repeat those of much weight. Of Markov chains it is
+    said by their own statistics.
+
+    Args:
+        posterior: The posterior.
+    """
+    facts = posterior.provenance
+    if facts.get("method") == "Pathfinder" and "reweighted" not in facts:
+        ess = facts.get("importance_ess")
+    else:
+        ess = facts.get("reweighted", {}).get("importance_ess")
+    count = posterior.num_chains * posterior.num_draws
+    if ess is None or count == 0:
+        return 1.0
+    return min(1.0, max(float(ess), 1.0) / count)
 
 
 def check_posteriors(posteriors: Mapping[str, Posterior], reference: str | None) -> None:

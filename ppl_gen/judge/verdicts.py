@@ -93,7 +93,9 @@ class _Judge:
         """Return the verdict: the first that applies."""
         mended = self.evidence.mended()
         if (self.errors.code == 2).any() or any(r.grade is Grade.RED for r in self.joint):
-            if mended in (Grade.GREEN, Grade.AMBER):
+            # What a classifier alone has seen was not looked at again.
+            seen = (self.errors.code == 2).any() or self._is_dependence_red()
+            if seen and mended in (Grade.GREEN, Grade.AMBER):
                 return self._after_reweighting()
             return self._with_red_errors()
         if self.lost:
@@ -115,6 +117,11 @@ class _Judge:
             text = f"it is one point, and {self._means_hold()}"
             return self._made(Verdict.MEANS_ONLY, text, self._better())
         return self._made(Verdict.TRUST, self._small(), "")
+
+    def _is_dependence_red(self) -> bool:
+        # The classifier, where it is there, comes last.
+        found = self.joint if self.evidence.classifier is None else self.joint[:-1]
+        return any(reason.grade is Grade.RED for reason in found)
 
     def _after_reweighting(self) -> Judgement:
         return self._made(

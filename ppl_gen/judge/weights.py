@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppl_gen.core.posterior import Posterior
-from ppl_gen.core.weighing import Weighed, weigh
+from ppl_gen.core.weighing import Weighed, hardly_matter, weigh, weights_hold
 from ppl_gen.diagnostics import Smoothed, resample
 from ppl_gen.diagnostics.evidence import importance_evidence
 from ppl_gen.diagnostics.marginals import Marginals
+from ppl_gen.diagnostics.pareto import shape_interval
 from ppl_gen.judge.findings import WeightFindings
 from ppl_gen.judge.marginals import unweighted_marginals, weighted_marginals
 from ppl_gen.judge.sites import array_of
@@ -27,9 +28,6 @@ Array: TypeAlias = NDArray[np.float64]
 _SHOWN = 1000
 # Draws that are chosen by their weights, to be looked at jointly.
 _CHOSEN = 4000
-# Draws worth so large a part of their number are near enough to the posterior's, however heavy the
-# tail of their weights is: there is nearly nothing in it.
-_LARGE_ESS = 0.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +86,7 @@ def weights_of(posterior: Posterior, seed: int, *, alone: bool) -> Weights:
     return Weights(
         findings,
         can_mend=_can_mend(findings),
-        are_bad=findings.interval[0] > smoothed.threshold and not _hardly_matter(findings),
+        are_bad=_are_bad(findings),
         marginals={
             name: weighted_marginals(value, smoothed.log_weights) for name, value in values.items()
         },
@@ -105,41 +103,26 @@ def _used(facts: Mapping[str, Any]) -> Weights:
         facts: What the provenance of a reweighted posterior has of them.
     """
     k, error = float(facts["pareto_k"]), float(facts["pareto_k_error"])
-    reach = NormalDist().inv_cdf(0.95) * error
+    reach = NormalDist().inv_cdf(0.95)
     findings = WeightFindings(
         k,
-        (k - reach, k + reach),
+        shape_interval(k, error, reach),
         float(facts["threshold"]),
         float(facts["importance_ess"]),
         int(facts["draws"]),
         np.array([]),
     )
-    bad = findings.interval[0] > findings.threshold and not _hardly_matter(findings)
-    return Weights(findings, _can_mend(findings), bad, {}, {}, {}, 0.0)
+    return Weights(findings, _can_mend(findings), _are_bad(findings), {}, {}, {}, 0.0)
 
 
 def _can_mend(findings: WeightFindings) -> bool:
-    reliable = findings.pareto_k < findings.threshold
-    return (reliable and findings.interval[1] < _bearable(findings.draws)) or _hardly_matter(
-        findings
-    )
+    high = findings.interval[1]
+    return weights_hold(findings.pareto_k, high, findings.threshold, findings.ess, findings.draws)
 
 
-def _hardly_matter(findings: WeightFindings) -> bool:
-    """Return whether weights are so even that their tail is of no account.
-
-    Beyond a shape of 1 they have no mean: what little there is in their tail may be another mode,
-    as heavy as what the draws have seen.
-    """
-    return findings.interval[1] < 1 and findings.ess >= _LARGE_ESS * findings.draws
-
-
-def _bearable(draws: int) -> float:
-    """Return the largest shape at which so many draws still have a small error.
-
-    Vehtari et al. (2024), arXiv:1507.02646, section 3.2.3: of shape k it takes 10^(1 / (1 - k)).
-    """
-    return 1 - 1 / math.log10(draws) if draws > 1 else -math.inf
+def _are_bad(findings: WeightFindings) -> bool:
+    even = hardly_matter(findings.interval[1], findings.ess, findings.draws)
+    return findings.interval[0] > findings.threshold and not even
 
 
 def _findings(weighed: Weighed, smoothed: Smoothed, posterior: Posterior) -> WeightFindings:

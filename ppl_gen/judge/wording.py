@@ -58,7 +58,7 @@ def number(value: float) -> str:
         return f"{value:g}"
     if value < 100:
         return f"{float(f'{value:.1e}'):g}"
-    return f"{float(f'{value:.1e}'):,.0f}"
+    return f"{float(f'{value:.1e}'):,.0f}" if value < 1e6 else f"{value:.1e}"
 
 
 def percent(value: float) -> str:

@@ -37,8 +37,8 @@ _MEANINGS = {
     ),
     Verdict.NO_PROBLEM_FOUND: (
         "nothing",
-        "Nothing speaks against it. Without a reference to compare it with, that is all that can "
-        "be said.",
+        "These checks found no problem. Without a reference to compare it with, that is all that "
+        "can be said.",
     ),
 }
 _IN_SHORT = {

@@ -60,9 +60,8 @@ def compare(
 
     Raises:
         TypeError: If a value is no posterior, or a name no text.
-        ValueError: If there is no posterior, the reference is none of them, one has fewer than two
-            draws, there is no site in common, they are of different data, or a latent site has
-            draws that are NaN or infinite.
+        ValueError: If there is no posterior, the reference is none of them, there is no site in
+            common, or they are of different data.
         SiteError: If a site has different shapes in two posteriors.
 
     Example:

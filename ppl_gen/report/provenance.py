@@ -12,6 +12,8 @@ __all__ = ["provenance"]
 Facts: TypeAlias = dict[str, str]
 
 _LONGEST = 200
+# What the fit found of its own few draws, and the judge of many more.
+_JUDGED_ANEW = ("pareto_k", "pareto_k_error", "importance_ess")
 # An optimisation that has come to its end may have ended anywhere.
 _NAMES = {"converged": "optimisation ended"}
 
@@ -26,7 +28,9 @@ def provenance(view: View) -> dict[str, Facts]:
         Facts by name, by posterior. What several posteriors have in common is under "all" first.
     """
     by_method = {
-        name: dict(_flat(facts)) for name, facts in view.assessment.provenance.items() if facts
+        name: dict(_flat({k: v for k, v in facts.items() if k not in _JUDGED_ANEW}))
+        for name, facts in view.assessment.provenance.items()
+        if facts
     }
     if len(by_method) < 2:
         return by_method

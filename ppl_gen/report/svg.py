@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 
 from ppl_gen.report.figures.panel import Panel
 from ppl_gen.report.styles import INK
@@ -50,14 +51,18 @@ def _draw(panel: Panel, salt: str) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(panel.width, panel.height), layout="constrained")
-    canvas = FigureCanvasSVG(figure)
-    figure.patch.set_alpha(0.0)
-    # The page has the title above the picture, where it can wrap.
-    panel.draw(figure.subplots(), INK)
     buffer = io.StringIO()
-    # Text stays text, and the same draws give the same file.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
+    # Text stays text, and the same draws give the same file, whatever the user's settings are.
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": salt})
+        # The browser has letters that matplotlib's font lacks.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure = Figure(figsize=(panel.width, panel.height), layout="constrained")
+        canvas = FigureCanvasSVG(figure)
+        figure.patch.set_alpha(0.0)
+        # The page has the title above the picture, where it can wrap.
+        panel.draw(figure.subplots(), INK)
         canvas.print_svg(
             buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
         )

@@ -62,7 +62,7 @@ def test_a_wrong_scale_is_found(scale: float) -> None:
     assert found.sd_errors == pytest.approx(np.full(10, scale - 1), abs=5 * 0.032 * scale)
     assert (found.sd_bounds > 0).all()
     assert (found.sd_bounds < np.abs(found.sd_errors)).all()
-    assert found.worst[0] == "sd"
+    assert found.worst()[0] == "sd"
     assert ("too small" if scale < 1 else "too large") in found.sentence
     assert not found.mean_bounds.any()
 
@@ -71,7 +71,7 @@ def test_a_shifted_mean_is_found() -> None:
     found = short_chains(exact(1.0, shift=0.4))
     assert found.mean_errors == pytest.approx(np.full(10, 0.4), abs=5 * math.sqrt(2 / 1000))
     assert (found.mean_bounds > 0).all()
-    kind, name, error, bound = found.worst
+    kind, name, error, bound = found.worst()
     assert (kind, name[:2]) == ("mean", "x[")
     assert 0 < bound < error
     assert "sd too large" in found.sentence

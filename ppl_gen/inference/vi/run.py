@@ -70,8 +70,8 @@ _STARTS = 7
 _STEPS_OF_CLIMB = 200
 _DRAWS_ON_CLIMB = 100
 _APART = 0.1
-# Draws that importance weights are taken of: k-hat is noisy. So few will do where they show the guide
-# to be so good that they are worth nearly their number, and k-hat to be far below its threshold.
+# Draws that importance weights are taken of: k-hat is noisy. So few will do where they show that
+# they are worth nearly their number, and that k-hat is far below its threshold.
 _WEIGHED = 10_000
 _WEIGHED_AT_FIRST = 1_000
 _NEARLY_ALL = 0.9
