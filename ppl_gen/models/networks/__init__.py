@@ -1,16 +1,26 @@
-"""Neural networks that the pairs are built from: encoders and decoders of images."""
+"""Neural networks that the pairs are built from."""
 
 from __future__ import annotations
 
 from ppl_gen.models.networks.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
+from ppl_gen.models.networks.gated_pixel_cnn import GatedPixelCNN
 from ppl_gen.models.networks.images import image_decoder, image_encoder
+from ppl_gen.models.networks.made import FVBN, MADE, NADE
 from ppl_gen.models.networks.mlp import MLPDecoder, MLPEncoder, mlp
+from ppl_gen.models.networks.pixel_cnn import PixelCNN
+from ppl_gen.models.networks.wavenet import WaveNet
 
 __all__ = [
+    "FVBN",
+    "MADE",
+    "NADE",
     "ConvolutionalDecoder",
     "ConvolutionalEncoder",
+    "GatedPixelCNN",
     "MLPDecoder",
     "MLPEncoder",
+    "PixelCNN",
+    "WaveNet",
     "image_decoder",
     "image_encoder",
     "mlp",

@@ -1,0 +1,427 @@
+"""What each number of a network is made of, and after which element it is known.
+
+Every number that depends on the elements has a slot. Operators that only move numbers, as `view`,
+`pad` or `cat` do, are run on the slots themselves; what is left are affine maps, as convolutions
+are, and functions of single numbers. A number is known once all that it is made of are: weights
+that are zero, such as masked ones, make nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import fx
+
+from ppl_gen.distributions.sampling.record import ELEMENTS, Recorded
+
+__all__ = ["NOTHING", "Affine", "CannotPlan", "Plan", "Pointwise", "make_plan"]
+
+Slots: TypeAlias = NDArray[np.int64]
+Array: TypeAlias = NDArray[Any]
+
+aten = torch.ops.aten
+# The slot of what is zero.
+NOTHING = -1
+# Operators that move numbers, and can be run on slots as they are.
+_MOVES = {
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.t.default,
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.unbind.int,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.default,
+    aten.expand.default,
+    aten.alias.default,
+    aten.clone.default,
+    aten.detach.default,
+    aten.flip.default,
+    aten.roll.default,
+    aten.repeat.default,
+    aten.upsample_nearest2d.default,
+    operator.getitem,
+}
+# Functions of one number.
+UNARY = {
+    aten.relu.default: "relu",
+    aten.tanh.default: "tanh",
+    aten.sigmoid.default: "sigmoid",
+    aten.exp.default: "exp",
+    aten.neg.default: "neg",
+    aten.elu.default: "elu",
+    aten.silu.default: "silu",
+    aten.softplus.default: "softplus",
+    aten.abs.default: "abs",
+}
+BINARY = {
+    aten.add.Tensor: "add",
+    aten.sub.Tensor: "sub",
+    aten.mul.Tensor: "mul",
+    aten.div.Tensor: "div",
+    aten.maximum.default: "maximum",
+    aten.minimum.default: "minimum",
+}
+
+
+class CannotPlan(Exception):
+    """A network has an operator that is not followed; the message names it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """Weighted sums, the same at each of several positions.
+
+    Args:
+        weight: `(input, output)`.
+        bias: `(output,)`.
+        inputs: Slots, `(position, input)`.
+        outputs: Slots, `(position, output)`.
+    """
+
+    weight: Array
+    bias: Array
+    inputs: Slots
+    outputs: Slots
+
+
+@dataclass(frozen=True, eq=False)
+class Pointwise:
+    """A function of single numbers.
+
+    Args:
+        function: Its name.
+        operands: Slots, `(element,)`, or the node of numbers that do not depend on the elements,
+            with their flat index, `(element,)`.
+        outputs: Slots, `(element,)`.
+    """
+
+    function: str
+    operands: tuple[Slots | Given, ...]
+    outputs: Slots
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """Numbers that do not depend on the elements.
+
+    Args:
+        node: What they come from; a number for one that is written in the network.
+        index: Which of them, `(element,)`.
+    """
+
+    node: fx.Node | float
+    index: Slots
+
+
+@dataclass
+class Plan:
+    """All that is to be computed.
+
+    Args:
+        operators: In an order in which they can be.
+        times: By slot, after how many elements it is known.
+        elements: Slots of the elements in the order of sampling, `(element,)`.
+        numbers: Slots of the numbers for each element, in that order, `(element, number)`.
+    """
+
+    operators: list[Affine | Pointwise] = field(default_factory=list)
+    times: Slots = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    elements: Slots = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    numbers: Slots = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
+
+
+def make_plan(recorded: Recorded) -> Plan:
+    """Return the plan of a network.
+
+    Args:
+        recorded: Its operators.
+
+    Raises:
+        CannotPlan: If one of them is not followed.
+        ValueError: If numbers of an element depend on one that comes after it, or on itself.
+    """
+    return _Planner(recorded).plan()
+
+
+class _Planner:
+    def __init__(self, recorded: Recorded) -> None:
+        self.recorded = recorded
+        self.order = recorded.about.order
+        self.times: list[Slots] = []
+        self.count = 0
+        self.operators: list[Affine | Pointwise] = []
+        self.slots: dict[fx.Node, Any] = {}
+
+    def plan(self) -> Plan:
+        nodes = list(self.recorded.graph.graph.nodes)
+        shape = self.recorded.about.event_shape
+        # The i-th element is known after i + 1 of them.
+        times = np.empty(len(self.order), dtype=np.int64)
+        times[self.order] = np.arange(len(self.order)) + 1
+        self.slots[nodes[0]] = torch.from_numpy(self._new(times)).reshape(1, *shape)
+        for node in nodes[1:]:
+            if node.op == "call_function" and self.recorded.kinds[node] == ELEMENTS:
+                self.slots[node] = self._follow(node)
+        (result,) = nodes[-1].all_input_nodes
+        numbers = self.slots[result].reshape(len(self.order), -1).numpy()[self.order]
+        found = np.concatenate(self.times)
+        self._check(found, numbers)
+        return Plan(self.operators, found, self.order.copy(), numbers)
+
+    def _check(self, times: Slots, numbers: Slots) -> None:
+        known = np.where(numbers == NOTHING, 0, times[numbers]).max(axis=1)
+        late = np.flatnonzero(known > np.arange(len(known)))
+        if len(late):
+            shape = self.recorded.about.event_shape
+            here, there = (
+                tuple(int(i) for i in np.unravel_index(self.order[place], shape))
+                for place in (late[0], known[late[0]] - 1)
+            )
+            msg = (
+                f"{self.recorded.about.name}: the numbers of element {here} depend on "
+                f"element {there}, which does not come before it. Mask what a layer may not see."
+            )
+            raise ValueError(msg)
+
+    def _new(self, times: Slots) -> Slots:
+        """Return slots of numbers that are known after so many elements."""
+        slots = np.arange(self.count, self.count + len(times))
+        self.times.append(times)
+        self.count += len(times)
+        return slots
+
+    def _times_of(self, slots: Slots) -> Slots:
+        if len(self.times) > 1:
+            self.times = [np.concatenate(self.times)]
+        return np.asarray(np.where(slots == NOTHING, 0, self.times[0][slots]))
+
+    # ---- operators
+
+    def _follow(self, node: fx.Node) -> Any:
+        target: Any = node.target
+        args: Any = node.args
+        if target in _MOVES:
+            slots, kwargs = fx.map_arg((args, node.kwargs), self._slots_of)
+            if target is aten.upsample_nearest2d.default:
+                return target(slots[0].double(), *slots[1:], **kwargs).long()
+            return target(*slots, **kwargs)
+        if target is aten.constant_pad_nd.default:
+            source, pad, *value = args
+            if value and value[0] != 0:
+                raise CannotPlan(f"padding with {value[0]}")
+            return F.pad(self._slots_of(source), pad, value=NOTHING)
+        if target is aten.cat.default:
+            parts, *axis = args
+            return torch.cat([self._or_nothing(each) for each in parts], *axis)
+        if target in UNARY:
+            self._plain(node, 1)
+            return self._pointwise(UNARY[target], args[0])
+        if target in BINARY:
+            self._plain(node, 2)
+            return self._pointwise(BINARY[target], *args)
+        if target is aten.convolution.default:
+            return self._convolution(*args)
+        if target is aten.addmm.default:
+            bias, left, right = args
+            return self._product(left, right, bias)
+        if target is aten.mm.default:
+            return self._product(args[0], args[1], None)
+        if target is aten.bmm.default:
+            return self._products(*args)
+        if target is aten.cumsum.default:
+            return self._cumulative(*args)
+        raise CannotPlan(f"the operator {target}")
+
+    def _plain(self, node: fx.Node, count: int) -> None:
+        if len(node.args) > count or node.kwargs:
+            raise CannotPlan(f"the operator {node.target} with options {node.args[count:]}")
+
+    def _slots_of(self, node: Any) -> Any:
+        if node not in self.slots:
+            raise CannotPlan(
+                f"{node.target} of what does not depend on the elements, with what does"
+            )
+        return self.slots[node]
+
+    def _or_nothing(self, node: fx.Node) -> torch.Tensor:
+        if node in self.slots:
+            slots: torch.Tensor = self.slots[node]
+            return slots
+        value = self._constant(node)
+        if bool((value != 0).any()):
+            raise CannotPlan("cat with constants that are not zero")
+        return torch.full(value.shape, NOTHING)
+
+    def _constant(self, node: Any) -> torch.Tensor:
+        if not isinstance(node, fx.Node):
+            return torch.as_tensor(node)
+        if node not in self.recorded.constants:
+            raise CannotPlan("weights that depend on the elements or on the context")
+        value: torch.Tensor = self.recorded.constants[node].cpu()
+        return value
+
+    def _pointwise(self, function: str, *operands: Any) -> torch.Tensor:
+        shape = torch.broadcast_shapes(*(_shape(each) for each in operands))
+        found: list[Slots | Given] = []
+        known = np.zeros(math.prod(shape), dtype=np.int64)
+        for each in operands:
+            if isinstance(each, fx.Node) and each in self.slots:
+                slots = self.slots[each].expand(shape).reshape(-1).numpy()
+                known = np.maximum(known, self._times_of(slots))
+                found.append(slots)
+            elif isinstance(each, fx.Node):
+                own = _shape(each)
+                index = torch.arange(math.prod(own)).reshape(own).expand(shape)
+                found.append(Given(each, index.reshape(-1).numpy()))
+            else:
+                found.append(Given(float(each), np.zeros(len(known), dtype=np.int64)))
+        outputs = self._new(known)
+        self.operators.append(Pointwise(function, tuple(found), outputs))
+        return torch.from_numpy(outputs).reshape(shape)
+
+    def _affine(self, weight: Array, bias: Array | None, inputs: Slots) -> Slots:
+        """Return slots (position, output) of weighted sums of inputs, slots (position, input)."""
+        outputs = np.empty((len(inputs), weight.shape[1]), dtype=np.int64)
+        known = self._times_of(inputs)
+        bias = np.zeros(weight.shape[1], dtype=weight.dtype) if bias is None else bias
+        used = weight != 0
+        # Outputs that see the same inputs are known at the same time.
+        patterns, group = np.unique(used.T, axis=0, return_inverse=True)
+        for number, pattern in enumerate(patterns):
+            members = np.flatnonzero(group.reshape(-1) == number)
+            times = known[:, pattern].max(axis=1, initial=0)
+            slots = self._new(np.repeat(times, len(members))).reshape(len(inputs), -1)
+            outputs[:, members] = slots
+            own = weight[np.ix_(pattern, members)]
+            self.operators.append(Affine(own, bias[members], inputs[:, pattern], slots))
+        return outputs
+
+    def _product(self, left: Any, right: Any, bias: Any) -> torch.Tensor:
+        weight = self._constant(right).numpy()
+        added = None if bias is None else self._constant(bias).expand(weight.shape[1]).numpy()
+        return torch.from_numpy(self._affine(weight, added, self._slots_of(left).numpy()))
+
+    def _products(self, left: Any, right: Any) -> torch.Tensor:
+        weights, slots = self._constant(right).numpy(), self._slots_of(left).numpy()
+        rows = [self._affine(w, None, s) for w, s in zip(weights, slots, strict=True)]
+        return torch.from_numpy(np.stack(rows))
+
+    def _cumulative(self, source: Any, axis: int) -> torch.Tensor:
+        slots = self._slots_of(source).movedim(axis, 0)
+        rows = [slots[0]]
+        for row in slots[1:]:
+            before, added = rows[-1].reshape(-1).numpy(), row.reshape(-1).numpy()
+            known = np.maximum(self._times_of(before), self._times_of(added))
+            outputs = self._new(known)
+            self.operators.append(Pointwise("add", (before, added), outputs))
+            rows.append(torch.from_numpy(outputs).reshape(row.shape))
+        return torch.stack(rows).movedim(0, axis)
+
+    def _convolution(
+        self,
+        source: Any,
+        kernel: Any,
+        bias: Any,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        transposed: bool,
+        output_padding: Sequence[int],
+        groups: int,
+    ) -> torch.Tensor:
+        if groups != 1:
+            raise CannotPlan(f"a convolution of {groups} groups")
+        slots = self._slots_of(source)[0]
+        weight = self._constant(kernel)
+        added = None if bias is None else self._constant(bias).numpy()
+        if transposed:
+            weight = weight.transpose(0, 1)
+        find = _taps_of_transposed if transposed else _taps
+        taps, shape = find(
+            slots, weight.shape[2:], stride, padding, dilation, output_padding
+        )  # (channel, tap, position)
+        inputs = taps.permute(2, 1, 0).reshape(taps.shape[2], -1).numpy()
+        flat = weight.flatten(2).permute(2, 1, 0).reshape(-1, weight.shape[0]).numpy()
+        outputs = self._affine(flat, added, inputs)
+        return torch.from_numpy(outputs.T.copy()).reshape(1, -1, *shape)
+
+
+def _shape(operand: Any) -> torch.Size:
+    if isinstance(operand, fx.Node):
+        shape: torch.Size = operand.meta["val"].shape
+        return shape
+    return torch.Size()
+
+
+def _taps(
+    slots: torch.Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    output_padding: Sequence[int],
+) -> tuple[torch.Tensor, list[int]]:
+    """Return the slots that a convolution sees, (channel, tap, position), and its sizes."""
+    around = [size for pad in reversed(padding) for size in (pad, pad)]
+    padded = F.pad(slots, around, value=NOTHING)
+    sizes = [
+        (padded.shape[1 + axis] - dilation[axis] * (kernel[axis] - 1) - 1) // stride[axis] + 1
+        for axis in range(len(kernel))
+    ]
+    taps = []
+    for tap in np.ndindex(*kernel):
+        part = padded
+        for axis, place in enumerate(tap):
+            start = place * dilation[axis]
+            stop = start + stride[axis] * (sizes[axis] - 1) + 1
+            index = torch.arange(start, stop, stride[axis])
+            part = part.index_select(1 + axis, index)
+        taps.append(part.flatten(1))
+    return torch.stack(taps, dim=1), sizes
+
+
+def _taps_of_transposed(
+    slots: torch.Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    output_padding: Sequence[int],
+) -> tuple[torch.Tensor, list[int]]:
+    """Return the same of a transposed convolution."""
+    inputs = slots.shape[1:]
+    sizes = [
+        (inputs[a] - 1) * stride[a] - 2 * padding[a] + dilation[a] * (kernel[a] - 1)
+        + output_padding[a] + 1
+        for a in range(len(kernel))
+    ]  # fmt: skip
+    taps = []
+    for tap in np.ndindex(*kernel):
+        part = slots
+        for axis, place in enumerate(tap):
+            from_start = torch.arange(sizes[axis]) + padding[axis] - place * dilation[axis]
+            source = from_start // stride[axis]
+            seen = (from_start % stride[axis] == 0) & (source >= 0) & (source < inputs[axis])
+            part = part.index_select(1 + axis, source.clamp(0, inputs[axis] - 1))
+            blank = (~seen).reshape(-1, *(1,) * (part.ndim - 2 - axis))
+            part = part.masked_fill(blank, NOTHING)
+        taps.append(part.flatten(1))
+    return torch.stack(taps, dim=1), sizes
+
+
+Evaluate: TypeAlias = Callable[[fx.Node], torch.Tensor]

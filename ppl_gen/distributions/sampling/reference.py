@@ -1,0 +1,101 @@
+"""The plan of a network, run by NumPy, element by element: for comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ppl_gen.distributions.sampling.plan import Affine, Given, Plan, Pointwise
+from ppl_gen.distributions.sampling.record import Recorded
+
+__all__ = ["sample_by_plan"]
+
+Array = NDArray[Any]
+
+
+def _sigmoid(x: Array) -> Array:
+    return np.asarray(torch.sigmoid(torch.from_numpy(x)))
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "relu": lambda x: np.maximum(x, 0),
+    "tanh": np.tanh,
+    "sigmoid": _sigmoid,
+    "exp": np.exp,
+    "neg": np.negative,
+    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
+    "silu": lambda x: x * _sigmoid(x),
+    "softplus": lambda x: np.logaddexp(x, 0),
+    "abs": np.abs,
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.divide,
+    "maximum": np.maximum,
+    "minimum": np.minimum,
+}
+
+
+def sample_by_plan(
+    recorded: Recorded, plan: Plan, uniforms: Array, context: torch.Tensor | None
+) -> Array:
+    """Return the draws that uniform numbers stand for.
+
+    Args:
+        recorded: The operators of the network.
+        plan: Its plan.
+        uniforms: In the order of sampling, `(n, element)`.
+        context: What comes with each, `(n, *context_shape)`.
+
+    Returns:
+        Draws in the order of sampling, `(n, element)`.
+    """
+    rows = len(uniforms)
+    given = [
+        recorded.of_context(None if context is None else context[row : row + 1])
+        for row in range(rows)
+    ]
+    # The last one is what is zero.
+    values = np.zeros((rows, len(plan.times) + 1), dtype=uniforms.dtype)
+    elements = recorded.about.elements
+    drawn = np.zeros(uniforms.shape, dtype=uniforms.dtype)
+    for place in range(uniforms.shape[1]):
+        for each in plan.operators:
+            if isinstance(each, Affine):
+                _affine(each, plan.times, values, place)
+            else:
+                _pointwise(each, plan.times, values, place, given)
+        numbers = torch.from_numpy(values[:, plan.numbers[place]])
+        uniform = torch.from_numpy(uniforms[:, place])
+        drawn[:, place] = elements.draw(numbers, uniform, 1.0, 1.0).numpy()
+        values[:, plan.elements[place]] = drawn[:, place]
+    return drawn
+
+
+def _affine(each: Affine, times: Array, values: Array, now: int) -> None:
+    for inputs, outputs in zip(each.inputs, each.outputs, strict=True):
+        if times[outputs[0]] == now:
+            values[:, outputs] = values[:, inputs] @ each.weight + each.bias
+
+
+def _pointwise(
+    each: Pointwise, times: Array, values: Array, now: int, given: list[dict[Any, Any]]
+) -> None:
+    chosen = np.flatnonzero(times[each.outputs] == now)
+    if not len(chosen):
+        return
+    operands = []
+    for operand in each.operands:
+        if not isinstance(operand, Given):
+            operands.append(values[:, operand[chosen]])
+        elif isinstance(operand.node, float):
+            operands.append(np.array(operand.node, dtype=values.dtype))
+        else:
+            index = operand.index[chosen]
+            flat = [row[operand.node].reshape(-1).numpy()[index] for row in given]
+            operands.append(np.stack(flat))
+    values[:, each.outputs[chosen]] = FUNCTIONS[each.function](*operands)
