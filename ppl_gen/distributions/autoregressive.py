@@ -145,7 +145,6 @@ class Autoregressive(TorchDistribution):
         given: torch.Tensor | None = None,
         temperature: float = 1.0,
         top_p: float = 1.0,
-        progress: bool = False,
     ) -> torch.Tensor:
         """Return draws, `(*sample_shape, *batch_shape, *event_shape)`.
 
@@ -161,7 +160,6 @@ class Autoregressive(TorchDistribution):
                 divided by it, and the scales of logistic distributions multiplied.
             top_p: Only the likeliest values are drawn that together have this share of the
                 probability.
-            progress: Whether to show a progress bar.
 
         Raises:
             ValueError: If an option is out of range, or known elements have another shape, are
@@ -178,7 +176,7 @@ class Autoregressive(TorchDistribution):
             self._ordered(uniforms).flatten(1),
             self._context(shape),
             None if known is None else self._ordered(known).flatten(1),
-            Options(temperature, top_p, progress),
+            Options(temperature, top_p),
         )
         values = self._restored(drawn).reshape(shape + self.event_shape)
         return values if self.network.elements.likelihood == "bernoulli" else values.long()

@@ -25,7 +25,8 @@ def caveats_of_itself(evidence: Evidence) -> list[str]:
         caveats.append("Its run was interrupted: it is not what its options say.")
     optimisation = evidence.gates.get("optimisation")
     if optimisation is not None and optimisation.passed is False:
-        caveats.append(f"{sentence(optimisation.sentence)} A longer one may do better.")
+        told = optimisation.sentence.removeprefix(f"{optimisation.method}: ")
+        caveats.append(f"{sentence(told)} A longer one may do better.")
     chains = evidence.gates.get("chains")
     if chains is not None and chains.passed is False:
         caveats.append(f"Its own chains: {chains.sentence.partition(': ')[2]}")

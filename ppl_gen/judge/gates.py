@@ -97,7 +97,7 @@ def chains_gate(
         found = [f"R-hat at most {values['r_hat']:.3f}", f"ESS at least {values['ess']:.0f}"]
         found += [f"E-BFMI at least {values['bfmi']:.2f}"] if "bfmi" in values else []
         count = int(values.get("divergences", 0))
-        found += [f"{count} divergences, scattered"] if count else []
+        found += [f"{count} divergence{'s' if count > 1 else ''}, scattered"] if count else []
         return Gate(name, "reference", True, f"{name}: {', '.join(found)}.", values)
     return Gate(name, "reference", False, f"{name}: {'; '.join(troubles)}.", values)
 

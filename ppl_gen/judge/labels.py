@@ -23,6 +23,7 @@ from ppl_gen.core.posterior import Posterior
 from ppl_gen.core.replay import Replay
 from ppl_gen.core.scope import isolated, unchecked
 from ppl_gen.core.structure import trace_sites
+from ppl_gen.core.weighing import in_double
 from ppl_gen.diagnostics import rhat
 from ppl_gen.judge.findings import Gate
 from ppl_gen.judge.sites import array_of
@@ -174,6 +175,7 @@ def _same_density(posterior: Posterior, count: int) -> bool | None:
     """
     if posterior.pair is None or posterior.data is None or posterior.local_plate is not None:
         return None
+    posterior = in_double(posterior)  # sums over rows in single precision depend on their order
     try:
         with isolated(0, posterior._dtype), torch.no_grad(), unchecked():
             pair, data = posterior._prepared(None)

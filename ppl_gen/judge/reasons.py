@@ -168,4 +168,5 @@ def of_gate(gate: Gate) -> Reason:
     grade = {True: Grade.GREEN, False: Grade.RED, None: Grade.BLANK}[gate.passed]
     kind = {"reference": "chains", "draws": "monte_carlo"}.get(gate.name, gate.name)
     value = next(iter(gate.values.values()), math.nan)
-    return Reason(kind, gate.name, value, 0.0, grade, gate.sentence.removesuffix("."))
+    told = gate.sentence.removeprefix(f"{gate.method}: ").removesuffix(".")
+    return Reason(kind, gate.name, value, 0.0, grade, told)

@@ -274,6 +274,8 @@ def _by_a_doubtful_reference(
 ) -> Judgement:
     """Return the verdict where the reference is not good enough to judge by."""
     caveats = caveats_of_itself(evidence)
+    if evidence.weights is not None and evidence.weights.are_bad:
+        caveats.append(f"{sentence(reasons.of_weights(evidence.weights).sentence)}")
     told = gate.sentence.removesuffix(".")
     if evidence.doubtful is not None:
         errors = evidence.counted(evidence.doubtful)

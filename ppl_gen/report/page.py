@@ -40,6 +40,8 @@ _QUESTIONS = {
     "labels": "Do labels keep their meaning?",
     "optimisation": "Did the optimisation end?",
 }
+# Characters that no page may hold, though a name can.
+_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _DASHES = {"-": "none", "--": "6 3", ":": "2 3", "-.": "7 3 2 3"}
 
 
@@ -58,7 +60,7 @@ def page(view: View, repair: Repair | None = None, *, progress: bool = False) ->
     template = _environment().get_template("page.html.jinja")
     shown = view.worst_first[:_SHOWN_PARAMETERS]
     assessment = view.assessment
-    return template.render(
+    text = template.render(
         view=view,
         measurements=assessment.measurements,
         assessment=assessment,
@@ -80,6 +82,7 @@ def page(view: View, repair: Repair | None = None, *, progress: bool = False) ->
         blank=NOT_APPLICABLE,
         json=_embedded(view),
     )
+    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def fragment(view: View, max_parameters: int) -> str:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import matplotlib
 import pytest
 import torch
 
@@ -166,7 +167,23 @@ def test_same_input_gives_the_same_bytes(posterior: Draw, by_hand: Assess, tmp_p
         comparison = Comparison(by_hand(posteriors, "nuts"))
         return comparison.save(tmp_path / name, progress=False).read_bytes()
 
-    assert save("b.HTM") == save("a.html")
+    plain = save("a.html")
+    assert save("b.HTM") == plain
+    with matplotlib.rc_context({"axes.grid": True, "font.size": 20, "text.usetex": True}):
+        assert save("c.html") == plain
+
+
+def test_names_of_any_letters_and_of_none(by_hand: Assess, tmp_path: Path) -> None:
+    name = "模型\x00θ"
+    generator = torch.Generator().manual_seed(0)
+    a, b = (
+        Posterior(draws={name: torch.randn(4, 50, generator=generator)}, latents=(name,))
+        for _ in range(2)
+    )
+    comparison = Comparison(by_hand({"a": a, "b": b}, "a"))
+    text = comparison.save(tmp_path / "r.html", progress=False).read_text("utf-8")
+    assert "\x00" not in text
+    assert "模型\N{REPLACEMENT CHARACTER}θ" in text
 
 
 def test_hostile_names_are_text(by_hand: Assess, tmp_path: Path) -> None:

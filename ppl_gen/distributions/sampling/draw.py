@@ -29,7 +29,6 @@ class Options:
     Args:
         temperature: What logits are divided by, and scales multiplied.
         top_p: Share of the probability of the values that are kept.
-        progress: Whether to show a progress bar.
 
     Raises:
         ValueError: If one is out of range.
@@ -37,7 +36,6 @@ class Options:
 
     temperature: float = 1.0
     top_p: float = 1.0
-    progress: bool = False
 
     def __post_init__(self) -> None:
         """Refuse options out of range."""

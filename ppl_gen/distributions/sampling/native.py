@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -96,7 +95,6 @@ class NativeSampler:
         temperature: float = 1.0,
         top_p: float = 1.0,
         threads: int = 1,
-        report: Callable[[int], None] = lambda done: None,
     ) -> Array:
         """Return the draws that uniform numbers stand for.
 
@@ -107,7 +105,6 @@ class NativeSampler:
             temperature: What logits and scales are divided and multiplied by.
             top_p: Share of the probability of the categories that are kept, the likeliest ones.
             threads: Rows are shared out among so many.
-            report: Told how many elements are done, now and then.
 
         Returns:
             Draws in the order of sampling, `(row, element)`.
@@ -119,13 +116,8 @@ class NativeSampler:
         share = -(-rows // threads)
         parts = [slice(start, min(start + share, rows)) for start in range(0, rows, share)]
         runs = [_Run(self, uniforms[p], tables[:, p], given[p], temperature, top_p) for p in parts]
-        count = uniforms.shape[1]
-        step = max(1, count // 100)
         with ThreadPoolExecutor(len(runs)) as pool:
-            for start in range(0, count, step):
-                stop = min(start + step, count)
-                list(pool.map(lambda run: run.advance(start, stop), runs))  # noqa: B023
-                report(stop)
+            list(pool.map(lambda run: run.advance(0, uniforms.shape[1]), runs))
         return np.concatenate([run.result() for run in runs])
 
 
