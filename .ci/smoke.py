@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import pkgutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +17,9 @@ package = Path(str(pg.__file__)).resolve().parent
 assert package.is_relative_to(Path(sys.prefix).resolve()), f"{package} is not in {sys.prefix}"
 
 installed = [file.parts for file in importlib.metadata.files("ppl-gen") or []]
-folders = {parts[0] for parts in installed}
+scripts = [parts for parts in installed if parts[0] == ".."]
+assert [parts[-1] for parts in scripts] in (["ppl-gen"], ["ppl-gen.exe"]), scripts
+folders = {parts[0] for parts in installed if parts not in scripts}
 assert all(name.startswith("ppl_gen") for name in folders), f"the wheel also holds {folders}"
 assert ("ppl_gen", "py.typed") in installed, "the wheel lacks py.typed"
 
@@ -38,3 +41,7 @@ for method in (SVI(steps=50), NUTS(chains=1, draws=50, warmup=50)):
     shapes = {site: tuple(values.shape) for site, values in posterior.draws.items()}
     assert all(torch.isfinite(values).all() for values in posterior.draws.values())
     print(f"{type(method).__name__}: {shapes}")
+
+script = Path(sys.prefix) / "bin" / "ppl-gen"
+said = subprocess.run([script, "--version"], capture_output=True, text=True, check=True).stdout
+print(f"the command says {said.strip()}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -422,6 +422,3 @@ def _taps_of_transposed(
             part = part.masked_fill(blank, NOTHING)
         taps.append(part.flatten(1))
     return torch.stack(taps, dim=1), sizes
-
-
-Evaluate: TypeAlias = Callable[[fx.Node], torch.Tensor]
