@@ -87,7 +87,10 @@ def limit(job: dict[str, Any]) -> None:
 def state_of(out: Path) -> dict[str, torch.Tensor]:
     """Return the last checkpoint in a folder; empty where there is none yet."""
     file = out / "state.safetensors"
-    return load(file.read_bytes()) if file.exists() else {}
+    try:
+        return load(file.read_bytes())
+    except FileNotFoundError:  # not yet, or it is just making room for the next one
+        return {}
 
 
 def transitions(out: Path) -> list[int]:
