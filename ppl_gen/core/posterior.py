@@ -129,7 +129,11 @@ class Posterior:
         """Whether it is one point, such as the mode, and no distribution."""
         if self.is_mcmc or self.num_draws != 1 or "reweighted" in self.provenance:
             return False
-        return self.guide is None or getattr(self.guide, "is_point", False)
+        if self.guide is not None:
+            return bool(getattr(self.guide, "is_point", False))
+        # Draws of a guide that was left behind, perhaps a single one.
+        options, method = self.provenance.get("options", {}), self.provenance.get("method")
+        return method not in ("SVI", "Pathfinder") or options.get("guide") == "delta"
 
     @property
     def num_chains(self) -> int:

@@ -14,9 +14,7 @@ from pyro.poutine.messenger import Messenger
 
 from ppl_gen.core import LogDensity, Posterior, Problem, Result
 from ppl_gen.core.errors import check_count
-from ppl_gen.core.evaluation import Evaluate, evaluation
 from ppl_gen.inference.mcmc.methods import NUTS
-from ppl_gen.inference.progress import announced
 from ppl_gen.inference.start import refuse_constant
 from ppl_gen.inference.vi.flow import FlowGuide
 from ppl_gen.inference.vi.run import run as run_guide
@@ -33,8 +31,8 @@ class NeuTra:
     those of the posterior, in the model's own units, whatever the flow is worth: a poor one makes
     the chains slow, and their R-hat high.
 
-    Steps pass through the flow's networks, which PyTorch computes for all chains together: take
-    many chains of few draws. Such a run cannot be extended.
+    Steps pass through the flow's networks, which are compiled with the log density where that can
+    be done: fitting the flow takes most of the time. Such a run cannot be extended.
 
     Args:
         flow: A posterior by `SVI(guide="flow")` of the same model and data; None: one is fitted.
@@ -54,13 +52,13 @@ class NeuTra:
 
     Example:
         >>> NeuTra(chains=8).draws
-        250
+        1000
     """
 
     flow: Posterior | None = None
-    chains: int = 16
-    draws: int = 250
-    warmup: int = 150
+    chains: int = 4
+    draws: int = 1000
+    warmup: int = 500
     target_accept: float = 0.8
     max_tree_depth: int = 10
 
@@ -96,18 +94,15 @@ class NeuTra:
             prepared=problem.prepared,
         )
         refuse_constant(density)
-        with announced("compiling the log density", enabled=problem.progress):
-            evaluate = evaluation(density)
         guide, spent = self._guide(problem, density)
         method = NUTS(
             chains=self.chains,
             draws=self.draws,
             warmup=self.warmup,
             target_accept=self.target_accept,
-            engine="eager",
             max_tree_depth=self.max_tree_depth,
         )
-        space = FlowDensity(density, guide, evaluate)
+        space = FlowDensity(density, guide)
         result = run_chains(method, dataclasses.replace(problem, out=None), space)
         again = (w.replace("posterior.extend(", "NeuTra(draws=") for w in result.warnings)
         return dataclasses.replace(
@@ -142,14 +137,12 @@ class FlowDensity(LogDensity):
     Args:
         density: The log density over unconstrained vectors.
         guide: The flow, in its dtype and on its device.
-        evaluate: Its values and gradients.
     """
 
-    def __init__(self, density: LogDensity, guide: FlowGuide, evaluate: Evaluate) -> None:
+    def __init__(self, density: LogDensity, guide: FlowGuide) -> None:
         vars(self).update(vars(density))  # all else is the same
         self._density = density
         self._guide = guide
-        self._evaluate = evaluate
 
     def log_prob(
         self,
@@ -164,8 +157,8 @@ class FlowDensity(LogDensity):
         moved, log_q = self._guide.forward_and_log_prob(rows)
         # The density of the noise over that of the flow is the determinant.
         noise = -0.5 * rows.square().sum(-1) - 0.5 * self.dim * math.log(2.0 * math.pi)
-        value: torch.Tensor = _Evaluated.apply(moved, self._evaluate)
-        return (value + noise - log_q).reshape(vector.shape[:-1])
+        value = self._density.log_prob(moved.reshape(vector.shape))
+        return value + (noise - log_q).reshape(vector.shape[:-1])
 
     def log_prob_by_site(self, vector: torch.Tensor) -> dict[str, float]:
         """Return each site's own term of the log joint density, to find one that is not finite."""
@@ -179,18 +172,3 @@ class FlowDensity(LogDensity):
     def _moved(self, vectors: torch.Tensor) -> torch.Tensor:
         rows: torch.Tensor = self._guide(vectors.reshape(-1, self.dim))
         return rows.reshape(vectors.shape)
-
-
-class _Evaluated(torch.autograd.Function):
-    """Values of a function that comes with its gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, vectors: torch.Tensor, evaluate: Evaluate) -> torch.Tensor:
-        values, gradients = evaluate(vectors.detach())
-        ctx.save_for_backward(gradients.to(vectors))
-        return values.to(vectors)
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (gradients,) = ctx.saved_tensors
-        return slopes[0].unsqueeze(-1) * gradients, None

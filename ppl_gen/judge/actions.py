@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import keyword
 import math
 
 from ppl_gen.core.posterior import Posterior
 from ppl_gen.judge.findings import Gate, Thresholds
 
-__all__ = ["better_guide", "longer_chains", "more_draws", "repair", "reweight"]
+__all__ = [
+    "as_reference",
+    "better_guide",
+    "longer_chains",
+    "many_draws",
+    "more_draws",
+    "nuts",
+    "relabel",
+    "repair",
+    "reweight",
+    "sample",
+    "variable",
+]
 
+# What the lines are made of: a posterior of such a name would take its place.
+_TAKEN = ("NUTS", "SVI", "data", "pair", "pg", "posteriors", "repaired")
 # The next richer guide.
 _RICHER = {
     "delta": "full_rank",
@@ -23,14 +38,16 @@ _RICHER = {
 
 
 def variable(name: str) -> str:
-    """Return the name of a posterior as a variable, if it can be one.
+    """Return how code has a posterior: as a variable, or by name from the dictionary compared.
 
     Example:
         >>> variable("nuts"), variable("mean-field")
-        ('nuts', 'posterior')
+        ('nuts', 'posteriors["mean-field"]')
     """
     usable = name.isidentifier() and name.isascii() and not keyword.iskeyword(name)
-    return name if usable else "posterior"
+    if usable and name not in _TAKEN:
+        return name
+    return f"posteriors[{json.dumps(name, ensure_ascii=False)}]"
 
 
 def repair(name: str) -> str:
@@ -41,6 +58,37 @@ def repair(name: str) -> str:
 def reweight(name: str) -> str:
     """Return the line that chooses draws by their weights."""
     return f"{variable(name)} = {variable(name)}.reweight()"
+
+
+def many_draws(name: str, posterior: Posterior) -> str:
+    """Return the line that draws from the guide of a posterior of a single draw, or fits one."""
+    if _draws_anew(posterior):
+        return f"{variable(name)} = {variable(name)}.sample(draws=1000)"
+    options = posterior.provenance.get("options", {})
+    guide = options.get("guide") if isinstance(options, dict) else None
+    told = f'guide="{guide}"' if isinstance(guide, str) else ""
+    return f"{variable(name)} = pg.fit(pair, data, SVI({told}))"
+
+
+def as_reference(name: str) -> str:
+    """Return the line that measures the others by this one."""
+    return f"comparison = pg.compare(posteriors, reference={json.dumps(name, ensure_ascii=False)})"
+
+
+def sample(name: str) -> str:
+    """Return the line that draws the latents of rows of data."""
+    return f"{variable(name)} = {variable(name)}.sample(data)"
+
+
+def relabel(name: str) -> str:
+    """Return the line that gives components the same labels in all draws."""
+    return f"{variable(name)} = {variable(name)}.pair.relabel({variable(name)})"
+
+
+def nuts(name: str, **options: float) -> str:
+    """Return the line that fits chains."""
+    told = ", ".join(f"{option}={value}" for option, value in options.items())
+    return f"{variable(name)} = pg.fit(pair, data, NUTS({told}))"
 
 
 def better_guide(
@@ -57,7 +105,7 @@ def better_guide(
     options = posterior.provenance.get("options", {})
     guide = options.get("guide") if isinstance(options, dict) else None
     if posterior.provenance.get("method") != "SVI" or not isinstance(guide, str):
-        return f"{variable(name)} = pg.fit(pair, data, NUTS())"
+        return nuts(name)
     if ended is False:
         steps = options.get("steps")
         more = f", steps={2 * steps}" if isinstance(steps, int) else ""
@@ -80,9 +128,9 @@ def more_draws(name: str, posterior: Posterior, times: float) -> str:
     if posterior.is_mcmc and posterior.checkpoint:
         return f"{variable(name)} = {variable(name)}.extend({wanted})"
     if posterior.is_mcmc:
-        return f"{variable(name)} = pg.fit(pair, data, NUTS(draws={wanted + posterior.num_draws}))"
-    if posterior.guide is None:
-        return f"{variable(name)} = pg.fit(pair, data, NUTS())"
+        return nuts(name, draws=wanted + posterior.num_draws)
+    if not _draws_anew(posterior):
+        return nuts(name)
     return f"{variable(name)} = {variable(name)}.sample(draws={wanted + posterior.num_draws})"
 
 
@@ -103,12 +151,23 @@ def longer_chains(
     values = gate.values
     gathered = "gathered" in gate.sentence or "diverged" in gate.sentence
     if gathered:
-        return f"{variable(name)} = pg.fit(pair, data, NUTS(target_accept=0.99))"
+        return nuts(name, target_accept=0.99)
     ess = values.get("ess", math.nan)
+    if posterior.num_chains == 1:
+        return nuts(name, chains=4)
+    if gate.short and math.isnan(ess):
+        if posterior.checkpoint:
+            return f"{variable(name)} = {variable(name)}.extend(1000)"
+        return nuts(name)
     if values.get("r_hat", math.inf) > 1.1 or math.isnan(ess):
         length = _round_up(4 * max(posterior.num_draws, 250))
-        return f"{variable(name)} = pg.fit(pair, data, NUTS(warmup={length}, draws={length}))"
+        return nuts(name, warmup=length, draws=length)
     return more_draws(name, posterior, max(1.25 * thresholds.min_ess / max(ess, 1.0), 2.0))
+
+
+def _draws_anew(posterior: Posterior) -> bool:
+    """Return whether `sample` can be called: a loaded posterior may be without its pair."""
+    return posterior.guide is not None and posterior.pair is not None
 
 
 def _round_up(count: float) -> int:

@@ -9,6 +9,7 @@ from ppl_gen.judge.caveats import caveats_of_itself
 from ppl_gen.judge.evidence import Evidence
 from ppl_gen.judge.findings import Grade, Judgement, Reason, Thresholds, Verdict
 from ppl_gen.judge.short_chains import ShortChains
+from ppl_gen.judge.stein import of_stein
 
 __all__ = ["judge_alone"]
 
@@ -67,6 +68,8 @@ def _found(evidence: Evidence) -> list[Reason]:
     found: list[Reason] = []
     if evidence.chains is not None:
         found.append(_of_short_chains(evidence.chains, evidence.thresholds))
+        if evidence.chains.stein is not None:
+            found.append(of_stein(evidence.chains.stein))
     weights = evidence.weights
     if weights is not None and evidence.own_errors is not None and not weights.are_bad:
         found += reasons.of_errors(evidence.counted(evidence.own_errors), evidence.parameters)
@@ -117,4 +120,5 @@ def _of_chains(evidence: Evidence) -> Judgement:
         text = f"none of the checks of its chains found a problem: {told}"
         return evidence.judgement(Verdict.NO_PROBLEM_FOUND, text, "", found)
     action = actions.longer_chains(evidence.name, evidence.posterior, gate, evidence.thresholds)
-    return evidence.judgement(Verdict.DO_NOT_TRUST, told, action, found)
+    verdict = Verdict.CANNOT_JUDGE if gate.short else Verdict.DO_NOT_TRUST
+    return evidence.judgement(verdict, told, action, found)

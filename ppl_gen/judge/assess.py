@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from ppl_gen.core.posterior import Posterior
+from ppl_gen.core.progress import ProgressBar
 from ppl_gen.diagnostics.marginals import Marginals
-from ppl_gen.inference.progress import ProgressBar
 from ppl_gen.judge.alone import judge_alone
 from ppl_gen.judge.auxiliary import auxiliary_sites
+from ppl_gen.judge.bridge import evidence_of_chains, lacking, with_gap
 from ppl_gen.judge.doubt import errors_beyond_doubt
 from ppl_gen.judge.errors import compare
 from ppl_gen.judge.evidence import Evidence
@@ -71,7 +72,7 @@ def assess(
         theirs.
 
     Raises:
-        TypeError: If a value is no posterior, or a name no text.
+        TypeError: If a value is no posterior, a name no text, or thresholds are none.
         ValueError: If there is no posterior, the reference is none of them, or they are of
             different data or have no site in common.
         SiteError: If a site has different shapes in two posteriors.
@@ -84,6 +85,11 @@ def assess(
         >>> found.judgements["svi"].sentence
         'The mean of mu is 0.97 sd too large.'
     """
+    if not isinstance(thresholds, Thresholds):
+        raise TypeError(
+            "thresholds: expected Thresholds, such as Thresholds(mean_red=0.2), got "
+            f"{type(thresholds).__name__}."
+        )
     if reference is None and isinstance(posteriors, Mapping) and len(posteriors) > 1:
         chains = [name for name, p in posteriors.items() if getattr(p, "is_mcmc", False)]
         reference = chains[0] if chains else None
@@ -150,6 +156,11 @@ class _Court:
             gate = dataclasses.replace(
                 gate, sentence=f"{gate.sentence} Its own checks: {own.verdict.value}."
             )
+        bridge = self._bridge(gate)
+        found = {
+            name: dataclasses.replace(each, weights=self.weights.get(name), bridge=bridge)
+            for name, each in found.items()
+        }
         judgements: dict[str, Judgement] = {}
         distances: dict[str, dict[str, Any]] = {}
         for name, posterior in self.posteriors.items():
@@ -179,6 +190,7 @@ class _Court:
             (*self.not_checked, _UNSEEN),
             self.thresholds,
             {name: plain(dict(p.provenance)) for name, p in self.posteriors.items()},
+            {} if bridge is None else {self.target or "": bridge},
         )
 
     def _weigh(self, name: str, posterior: Posterior) -> Weights | None:
@@ -247,7 +259,13 @@ class _Court:
             gates["optimisation"] = optimisation
         if posterior.is_mcmc or name == self.reference:
             kind = "reference" if name == self.reference else "chains"
-            gate = chains_gate(name, posterior, rows, self.thresholds)
+            gate = chains_gate(
+                name,
+                posterior,
+                rows,
+                self.thresholds,
+                lambda parameter: self.measured.draws(parameter)[name],
+            )
             gates["chains"] = dataclasses.replace(gate, name=kind)
         self.gates += gates.values()
         return Evidence(
@@ -272,6 +290,22 @@ class _Court:
         if self.labels is not None and self.labels.passed is False:
             return self.labels
         return gate
+
+    def _bridge(self, gate: Gate | None) -> tuple[float, float] | None:
+        """Return the log evidence by the reference's chains, where weights of a guide have none."""
+        without = lacking(self.weights)
+        if self.target is None or gate is None or not gate.passed or not without:
+            return None
+        try:
+            found = evidence_of_chains(self.posteriors[self.target], self.seed)
+        except (ValueError, RuntimeError) as error:
+            self.not_checked.append(f"Log evidence by {self.target}: {_reason(error)}")
+            return None
+        if not found.reliable:
+            return None
+        for name in without:
+            self.weights[name] = with_gap(self.weights[name], self.posteriors[name], found)
+        return found.log_evidence, found.error
 
     def _alone(self, evidence: Evidence) -> Evidence:
         """Add what is found of a posterior without a reference."""
@@ -320,7 +354,7 @@ class _Court:
     ) -> Evidence:
         """Add what is found of a posterior against the reference, and its row of distances."""
         name, target = evidence.name, self.target
-        if target is None:
+        if target is None or self.posteriors[target].is_point:
             return evidence
         marginals = self.measured.marginals
         evidence = dataclasses.replace(evidence, errors=self.measured.errors[name])

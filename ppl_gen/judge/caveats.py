@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ppl_gen.judge import reasons
 from ppl_gen.judge.errors import Errors
 from ppl_gen.judge.evidence import Evidence, sentence
@@ -28,7 +30,7 @@ def caveats_of_itself(evidence: Evidence) -> list[str]:
         told = optimisation.sentence.removeprefix(f"{optimisation.method}: ")
         caveats.append(f"{sentence(told)} A longer one may do better.")
     chains = evidence.gates.get("chains")
-    if chains is not None and chains.passed is False:
+    if evidence.posterior.is_mcmc and chains is not None and chains.passed is False:
         caveats.append(f"Its own chains: {chains.sentence.partition(': ')[2]}")
     return caveats
 
@@ -51,6 +53,7 @@ def caveats_of_judging(evidence: Evidence, errors: Errors, reference_gate: Gate)
     if evidence.weights is not None and not evidence.weights.can_mend:
         text = sentence(reasons.of_weights(evidence.weights).sentence)
         caveats.append(f"{text} Reweighting and the log evidence are not to be trusted.")
+        caveats += _by_bridge(evidence, reference_gate.method)
     caveats += _auxiliary(evidence)
     return caveats
 
@@ -92,6 +95,19 @@ def _unseen(errors: Errors) -> list[str]:
     if not parts:
         return []
     return [f"With so many draws {' and '.join(parts)} cannot all be told from chance."]
+
+
+def _by_bridge(evidence: Evidence, reference: str) -> list[str]:
+    """Tell the log evidence that the weights do not, and what the bound lacks."""
+    if evidence.bridge is None or evidence.weights is None:
+        return []
+    value, error = evidence.bridge
+    gap = evidence.weights.findings.elbo_gap
+    above = "" if math.isnan(gap) else f", {gap:.2g} nats above the ELBO"
+    return [
+        f"By bridge sampling from the chains of {reference} the log evidence is {value:.2f} "
+        f"(standard error {error:.2g}){above}."
+    ]
 
 
 def _auxiliary(evidence: Evidence) -> list[str]:

@@ -26,6 +26,8 @@ Array: TypeAlias = NDArray[np.float64]
 KINDS = ("mean", "sd", "q5", "q50", "q95")
 # A relative error of the sd moves the 5 % and 95 % quantiles of a normal so many times as far.
 _TAIL = NormalDist().inv_cdf(0.95)
+# What differs by less, relatively, is rounding, that of float32 for one.
+_SAME = 1e-5
 _CODES = (Grade.GREEN, Grade.AMBER, Grade.RED, Grade.BLANK)
 
 
@@ -113,7 +115,8 @@ def compare(found: Marginals, reference: Marginals, thresholds: Thresholds) -> E
     """Return the errors of an approximation against a reference, scalar by scalar.
 
     Where the moments of the reference cannot be relied on, so heavy are its tails, those of mean
-    and sd are blank, and those of the quantiles are in a unit that comes from quantiles.
+    and sd are blank, and those of the quantiles are in a unit that comes from quantiles. What does
+    not vary in the reference is right where it is the same here, and infinitely wrong elsewhere.
 
     Args:
         found: The marginals of the approximation.
@@ -131,9 +134,22 @@ def compare(found: Marginals, reference: Marginals, thresholds: Thresholds) -> E
         net = net_of(np.vstack([error[:1], np.log1p(error[1:2]), error[2:]]), floor)
         net[1] = np.expm1(net[1])
         floor[1] = np.expm1(floor[1])
+    wrong = _wrong_constants(found, reference)
+    error[0, wrong] = net[0, wrong] = np.copysign(np.inf, (found.mean - reference.mean)[wrong])
+    floor[0, wrong] = 0.0
     bounds = limits(thresholds)
     size = np.abs(net)
     code = np.where(size <= bounds[:, :1], 0, np.where(size <= bounds[:, 1:], 1, 2)).astype(np.int8)
     code[np.isnan(net)] = 3
     unit = np.where(reference.unit > 0.0, reference.unit, np.nan)
     return Errors(error, floor, net, code, unit, reference.heavy_tailed, bounds)
+
+
+def _wrong_constants(found: Marginals, reference: Marginals) -> NDArray[np.bool_]:
+    """Return which scalars do not vary in the reference, and are not the same here, (scalar,)."""
+    constant = ~(reference.unit > 0.0)
+    if constant.all():
+        return np.zeros_like(constant)  # a point, which is no distribution
+    size = np.maximum(np.abs(found.mean), np.abs(reference.mean))
+    apart = np.abs(found.mean - reference.mean) > _SAME * size
+    return np.asarray(constant & (apart | (found.sd > _SAME * size)))

@@ -40,6 +40,7 @@ class Evidence:
         jointly: Names of the scalars that are looked at jointly.
         max_rhat: The largest R-hat of its chains; NaN for others.
         weights: Of its guide's draws.
+        bridge: The log evidence and its standard error, by the chains of the reference.
         errors: Of its marginals against the reference; None where there is none.
         doubtful: The same with floors that allow for chains which do not agree, where the
             reference failed its gate.
@@ -60,6 +61,7 @@ class Evidence:
     jointly: Sequence[str] = ()
     max_rhat: float = float("nan")
     weights: Weights | None = None
+    bridge: tuple[float, float] | None = None
     errors: Errors | None = None
     doubtful: Errors | None = None
     dependence: Dependence | None = None

@@ -94,11 +94,17 @@ class Thresholds:
         """Refuse thresholds out of order.
 
         Raises:
-            ValueError: If one is not positive, or green ends beyond where red begins.
+            TypeError: If one is no number.
+            ValueError: If one is not positive, green ends beyond where red begins, or no chains
+                could meet it.
         """
         for name, value in vars(self).items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"thresholds: expected a number as {name}, got {value!r}.")
             if not value > 0:
                 raise ValueError(f"thresholds: expected a positive {name}, got {value}.")
+        if not self.max_rhat > 1:
+            raise ValueError(f"thresholds: expected max_rhat to be above 1, got {self.max_rhat}.")
         for kind in ("mean", "sd"):
             green, red = getattr(self, f"{kind}_green"), getattr(self, f"{kind}_red")
             if green > red:
@@ -118,6 +124,8 @@ class Gate:
         passed: Whether it holds; None where it could not be asked.
         sentence: What was found, with the numbers, in plain words.
         values: The numbers that decided, by name.
+        short: Whether it does not hold only because chains are too short, or one alone: longer ones
+            may be fine.
     """
 
     method: str
@@ -125,6 +133,7 @@ class Gate:
     passed: bool | None
     sentence: str
     values: Mapping[str, float] = field(default_factory=dict)
+    short: bool = False
 
 
 @dataclass(frozen=True)
@@ -184,7 +193,8 @@ class WeightFindings:
         log_evidence: Estimate of the log evidence by importance sampling, and its standard error;
             NaN where the weights cannot be relied on.
         elbo_gap: Log evidence minus ELBO in nats: the KL divergence from the guide to the
-            posterior; NaN likewise.
+            posterior; where the weights cannot be relied on by the evidence of the reference's
+            chains, and NaN where there is none.
     """
 
     pareto_k: float
@@ -245,6 +255,8 @@ class Assessment:
         not_checked: What was not checked and why, a sentence each.
         thresholds: What it was judged by.
         provenance: Method, options, seed, versions, seconds of each posterior, by method.
+        evidence: The log evidence and its standard error by bridge sampling from the chains of the
+            reference, by its name: where the importance weights of some guide have none.
     """
 
     measurements: Measurements
@@ -260,6 +272,7 @@ class Assessment:
     not_checked: tuple[str, ...] = ()
     thresholds: Thresholds = Thresholds()
     provenance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    evidence: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the draws and their statistics as JSON data, in a fixed order.

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ppl_gen.core.posterior import Posterior
 from ppl_gen.core.summary import scalar_names
 from ppl_gen.diagnostics import bfmi
 from ppl_gen.diagnostics.divergences import gathering
+from ppl_gen.judge.agreement import disagree, nested_by_start
 from ppl_gen.judge.findings import Gate, Thresholds
 from ppl_gen.judge.sites import array_of, not_finite
 
@@ -19,6 +22,15 @@ if TYPE_CHECKING:
 
 __all__ = ["chains_gate", "draws_gate", "optimisation_gate"]
 
+Array: TypeAlias = NDArray[np.float64]
+
+# Fewer draws have no R-hat, nor effective sample size.
+_LEAST_DRAWS = 4
+# Chains do not agree beyond that, however short they are: Gelman et al. (2013), Bayesian Data
+# Analysis, section 11.4.
+_APART_RHAT = 1.1
+# Scalars with too large an R-hat of which it is asked whether chance explains it: the worst.
+_MOST_DISAGREEING = 200
 # Scalars that divergences are looked for in: one after the other takes too long for more.
 _MOST_SCALARS = 200
 # Nats over a tenth of the steps that are worth no further step.
@@ -69,7 +81,11 @@ def _constant(values: np.ndarray[Any, Any]) -> bool:
 
 
 def chains_gate(
-    name: str, posterior: Posterior, table: pd.DataFrame, thresholds: Thresholds
+    name: str,
+    posterior: Posterior,
+    table: pd.DataFrame,
+    thresholds: Thresholds,
+    draws_of: Callable[[str], Array],
 ) -> Gate:
     """Ask whether chains are good enough for others to be judged by.
 
@@ -78,7 +94,11 @@ def chains_gate(
         posterior: The posterior.
         table: The rows of the parameters in this posterior.
         thresholds: What it has to meet.
+        draws_of: Returns the draws of one parameter, (chain, draw).
     """
+    if posterior.is_point:
+        sentence = f"{name}: it is one point, and has no spread to measure errors by."
+        return Gate(name, "reference", False, sentence)
     if not posterior.is_mcmc:
         sentence = (
             f"The reference {name} is an approximation itself: agreeing with it says that two "
@@ -86,35 +106,39 @@ def chains_gate(
         )
         return Gate(name, "reference", None, sentence)
     values: dict[str, float] = {}
+    mixing, short = _mixing(table, thresholds, values, draws_of)
     troubles = [
-        *_mixing(table, thresholds, values),
         *_energy(posterior, thresholds, values),
         *_divergences(posterior, thresholds, values),
     ]
-    if posterior.interrupted:
-        troubles.append("it was interrupted")
+    short = short and not troubles
+    troubles = [*mixing, *troubles, *(["it was interrupted"] if posterior.interrupted else [])]
     if not troubles:
         found = [f"R-hat at most {values['r_hat']:.3f}", f"ESS at least {values['ess']:.0f}"]
+        if "nested_r_hat" in values:
+            nested = f"nested R-hat at most {values['nested_r_hat']:.3f}"
+            found[0] = f"{nested} (its many chains are too short for R-hat, {values['r_hat']:.3f})"
         found += [f"E-BFMI at least {values['bfmi']:.2f}"] if "bfmi" in values else []
         count = int(values.get("divergences", 0))
         found += [f"{count} divergence{'s' if count > 1 else ''}, scattered"] if count else []
         return Gate(name, "reference", True, f"{name}: {', '.join(found)}.", values)
-    return Gate(name, "reference", False, f"{name}: {'; '.join(troubles)}.", values)
+    return Gate(name, "reference", False, f"{name}: {'; '.join(troubles)}.", values, short)
 
 
-def _mixing(table: pd.DataFrame, thresholds: Thresholds, values: dict[str, float]) -> list[str]:
-    """Return what R-hat and the effective sample sizes find wrong."""
+def _mixing(
+    table: pd.DataFrame,
+    thresholds: Thresholds,
+    values: dict[str, float],
+    draws_of: Callable[[str], Array],
+) -> tuple[list[str], bool]:
+    """Return what R-hat and the effective sample sizes find wrong, and whether it may be chance."""
+    first = draws_of(table["parameter"].iloc[0])
     if table["r_hat"].isna().all():
         values |= {"r_hat": math.nan, "ess": math.nan}
-        return ["it has too few draws for R-hat and effective sample sizes"]
-    troubles = []
-    worst = table.loc[table["r_hat"].idxmax()]
-    values["r_hat"] = float(worst["r_hat"])
-    if not values["r_hat"] < thresholds.max_rhat:
-        troubles.append(
-            f"the R-hat of {worst['parameter']} is {values['r_hat']:.3f}, not below "
-            f"{thresholds.max_rhat:g}: its chains do not agree"
-        )
+        if len(first) == 1 and first.size >= _LEAST_DRAWS:
+            return ["it is a single chain, and no other shows whether it has been everywhere"], True
+        return ["it has too few draws for R-hat and effective sample sizes"], True
+    troubles, short = [], True
     sizes = table[["ess_bulk", "ess_tail"]].min(axis=1)
     smallest = table.loc[sizes.idxmin()]
     values["ess"] = float(sizes.min())
@@ -123,7 +147,28 @@ def _mixing(table: pd.DataFrame, thresholds: Thresholds, values: dict[str, float
             f"the effective sample size of {smallest['parameter']} is {values['ess']:.0f}, below "
             f"{thresholds.min_ess:g}"
         )
-    return troubles
+    worst = table.loc[table["r_hat"].idxmax()]
+    values["r_hat"] = float(worst["r_hat"])
+    if values["r_hat"] < thresholds.max_rhat:
+        return troubles, short
+    high = table.loc[table["r_hat"] >= thresholds.max_rhat, ["parameter", "r_hat"]]
+    chosen = high.nlargest(_MOST_DISAGREEING, "r_hat")["parameter"]
+    draws = np.stack([draws_of(parameter) for parameter in chosen], axis=2)
+    short = not disagree(draws)
+    nested = nested_by_start(draws).max() if len(chosen) == len(high) else math.nan
+    if short and nested < thresholds.max_rhat and not troubles:
+        values["nested_r_hat"] = float(nested)
+        return [], False
+    short = short and values["r_hat"] <= _APART_RHAT
+    told = (
+        "its chains are too short to show that they agree" if short else "its chains do not agree"
+    )
+    troubles.insert(
+        0,
+        f"the R-hat of {worst['parameter']} is {values['r_hat']:.3f}, not below "
+        f"{thresholds.max_rhat:g}: {told}",
+    )
+    return troubles, short
 
 
 def _energy(posterior: Posterior, thresholds: Thresholds, values: dict[str, float]) -> list[str]:

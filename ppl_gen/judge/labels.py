@@ -13,18 +13,12 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from ppl_gen.core.log_density import enumeration_dim, log_joint
-from ppl_gen.core.pair import model_of
-from ppl_gen.core.params import AnswerParams
 from ppl_gen.core.posterior import Posterior
-from ppl_gen.core.replay import Replay
-from ppl_gen.core.scope import isolated, unchecked
-from ppl_gen.core.structure import trace_sites
-from ppl_gen.core.weighing import in_double
+from ppl_gen.core.scope import isolated
 from ppl_gen.diagnostics import rhat
+from ppl_gen.judge.exchangeable import same_density
 from ppl_gen.judge.findings import Gate
 from ppl_gen.judge.sites import array_of
 
@@ -39,9 +33,6 @@ _APART_RHAT = 1.1
 _FINE_RHAT = 1.05
 # Means of two methods, in standard deviations within a chain, that labels may have moved apart.
 _APART_MEANS = 1.0
-# Draws at which densities are compared, and the difference that is rounding.
-_DRAWS = 3
-_ROUNDING = 1e-6
 
 
 def labelled_alike(
@@ -60,10 +51,10 @@ def labelled_alike(
     relabel = getattr(posteriors[first].pair, "relabel", None)
     if callable(relabel):
         return _by_pair(posteriors, first)
-    components = _exchangeable(posteriors, first)
-    if not components:
+    groups = _exchangeable(posteriors, first)
+    if not groups:
         return dict(posteriors), None
-    count, sites = components
+    sites = [site for group in groups for site in group]
     in_order = {
         name: dataclasses.replace(
             posterior,
@@ -78,12 +69,17 @@ def labelled_alike(
         )
         for name, posterior in posteriors.items()
     }
-    sentence = (
-        f"The labels of {count} components have no meaning ({', '.join(sites)}), and chains or "
-        "methods differ in them. Judged are the components' values in order of size, each element "
-        "on its own: theirs is the first index."
+    counts = [int(posteriors[first].draws[group[0]].shape[2]) for group in groups]
+    told = " and of ".join(
+        f"{count} components ({', '.join(group)})"
+        for count, group in zip(counts, groups, strict=True)
     )
-    return in_order, Gate(first, "labels", True, sentence, {"components": float(count)})
+    sentence = (
+        f"The labels of {told} have no meaning, and chains or methods differ in them. Judged are "
+        "the components' values in order of size, each element on its own: theirs is the first "
+        "index."
+    )
+    return in_order, Gate(first, "labels", True, sentence, {"components": float(counts[0])})
 
 
 def _by_pair(posteriors: Mapping[str, Posterior], first: str) -> tuple[dict[str, Posterior], Gate]:
@@ -109,24 +105,27 @@ def _by_pair(posteriors: Mapping[str, Posterior], first: str) -> tuple[dict[str,
     return {name: relabelled[name] for name in posteriors}, gate
 
 
-def _exchangeable(
-    posteriors: Mapping[str, Posterior], first: str
-) -> tuple[int, tuple[str, ...]] | None:
-    """Return the number of exchangeable components and their sites, where labels matter."""
-    posterior = posteriors[first]
+def _exchangeable(posteriors: Mapping[str, Posterior], first: str) -> list[tuple[str, ...]]:
+    """Return the groups of sites whose components can change places, where labels matter.
+
+    A site that only has as many rows by chance, such as the coefficients of two columns beside a
+    mixture of two components, belongs to none.
+    """
     sizes: dict[int, list[str]] = {}
-    for site in posterior.draws:
-        shape = posterior.draws[site].shape[2:]
-        if len(shape) and 2 <= shape[0] <= _MOST_COMPONENTS:
+    for site, draws in posteriors[first].draws.items():
+        shape = draws.shape[2:]
+        in_all = all(site in p.draws for p in posteriors.values())
+        if in_all and len(shape) and 2 <= shape[0] <= _MOST_COMPONENTS:
             sizes.setdefault(int(shape[0]), []).append(site)
+    found: list[tuple[str, ...]] = []
     for count, sites in sizes.items():
-        in_all = [s for s in sites if all(s in p.draws for p in posteriors.values())]
-        if not in_all or not _differ(posteriors, in_all):
+        if not _differ(posteriors, sites):
             continue
-        known = _same_density(posterior, count)
-        if known or (known is None and _settled_by_order(posteriors, in_all)):
-            return count, tuple(in_all)
-    return None
+        groups = same_density(posteriors[first], sites, count)
+        if groups is None:
+            groups = _settled_by_order(posteriors, sites)
+        found += [group for group in groups if _differ(posteriors, list(group))]
+    return found
 
 
 def _differ(posteriors: Mapping[str, Posterior], sites: list[str]) -> bool:
@@ -149,59 +148,20 @@ def _rhat(values: Array) -> Array:
     return rhat(values.reshape(*values.shape[:2], -1))
 
 
-def _settled_by_order(posteriors: Mapping[str, Posterior], sites: list[str]) -> bool:
-    """Return whether chains that do not agree do so once their components are in order.
+def _settled_by_order(
+    posteriors: Mapping[str, Posterior], sites: list[str]
+) -> list[tuple[str, ...]]:
+    """Return the sites of chains that do not agree, where they do once components are in order.
 
     Without model and data it is the only sign: each chain has kept to an order of its own.
     """
     chains = [p for p in posteriors.values() if p.is_mcmc and p.num_chains > 1]
-    apart = False
+    differing, apart = [site for site in sites if _differ(posteriors, [site])], False
     for posterior in chains:
-        for site in sites:
+        for site in differing:
             values = array_of(posterior.draws[site]).astype(np.float64)
             if np.nanmax(_rhat(values), initial=0.0) > _APART_RHAT:
                 apart = True
             if np.nanmax(_rhat(np.sort(values, axis=2)), initial=0.0) > _FINE_RHAT:
-                return False
-    return apart
-
-
-def _same_density(posterior: Posterior, count: int) -> bool | None:
-    """Return whether the model's density is the same for components in another order.
-
-    Args:
-        posterior: With pair and data; without them nothing is known.
-        count: Number of components: of each latent site whose first axis has that many.
-    """
-    if posterior.pair is None or posterior.data is None or posterior.local_plate is not None:
-        return None
-    posterior = in_double(posterior)  # sums over rows in single precision depend on their order
-    try:
-        with isolated(0, posterior._dtype), torch.no_grad(), unchecked():
-            pair, data = posterior._prepared(None)
-            sites = trace_sites(pair, data)
-            latents = posterior._latents_for(sites)
-            below = enumeration_dim(sites)
-
-            def density(values: Mapping[str, torch.Tensor]) -> float:
-                with AnswerParams(pair):
-                    return float(log_joint(model_of(pair), data, Replay(values), below))
-
-            flat = {n: posterior.draws[n].flatten(0, 1).to(posterior._dtype) for n in latents}
-            moved = {n for n in latents if flat[n].ndim > 1 and flat[n].shape[1] == count}
-            total = len(next(iter(flat.values())))
-            for index in np.linspace(0, total - 1, _DRAWS).astype(int):
-                values = {n: v[index] for n, v in flat.items()}
-                before = density(values)
-                for order in _orders(count):
-                    swapped = {n: v[order] if n in moved else v for n, v in values.items()}
-                    if not abs(density(swapped) - before) <= _ROUNDING * max(1.0, abs(before)):
-                        return False
-            return bool(moved)
-    except (ValueError, RuntimeError):
-        return None
-
-
-def _orders(count: int) -> list[list[int]]:
-    """Return two permutations that together make all others: a cycle and an exchange."""
-    return [[*range(1, count), 0], [1, 0, *range(2, count)]]
+                return []
+    return [tuple(differing)] if apart else []

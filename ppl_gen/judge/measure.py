@@ -369,13 +369,14 @@ def _notes(
             others = ", or what is measured against it" if role else ""
             notes.append(
                 f"{role}{name} has an R-hat of {r_hat:.4g} for {worst}: above {_RHAT_LIMIT} its "
-                f"chains do not agree yet. Run it for longer before trusting it{others}."
+                f"chains do not agree yet, or are too short to show it. Run it for longer before "
+                f"trusting it{others}."
             )
         if methods.loc[name, "divergences"] > 0:
             count = int(methods.loc[name, "divergences"])
             total = posterior.num_chains * posterior.num_draws
             notes.append(
-                f"{role}{name} has {count} divergent transitions of {total}: "
+                f"{role}{name} has {count} divergent transition{'s' * (count > 1)} of {total}: "
                 "more than a few mean that it misses a part of the posterior."
             )
     return tuple(notes)

@@ -70,6 +70,7 @@ def assessment_data(found: Assessment) -> dict[str, Any]:
         "notes": list(measured.notes),
         "distances": _rows(found.distances.rename_axis("posterior").reset_index()),
         "weights": plain(found.weights),
+        "evidence": plain(found.evidence),
         "fits": {name: _without_data(fit) for name, fit in found.fits.items()},
         "warnings": plain(found.warnings),
         "not_checked": list(found.not_checked),

@@ -14,10 +14,10 @@ import numpy as np
 from ppl_gen.core import Posterior
 from ppl_gen.core.errors import SiteError
 from ppl_gen.core.pair import as_pair
+from ppl_gen.core.progress import announced
 from ppl_gen.core.scope import isolated
 from ppl_gen.core.structure import trace_sites
 from ppl_gen.diagnostics import rhat
-from ppl_gen.inference.progress import announced
 from ppl_gen.judge.assess import assess
 from ppl_gen.judge.deadline import Deadline
 from ppl_gen.judge.findings import Judgement, Thresholds, Verdict
@@ -36,6 +36,8 @@ _TRUSTED = 4
 # Of the time that is left, so much is for one rung.
 _SHARE = 0.5
 _LONGER = "optimise longer"
+# What the lines of code may need.
+_IMPORTED = ("NUTS", "SVI", "NeuTra", "non_centred")
 # Each has twice as many draws as there were.
 _MOST_EXTENSIONS = 2
 # Chains that agree so far are nearer to the posterior than an approximation that is refused.
@@ -52,7 +54,7 @@ class Rung:
         seconds: How long it took, judging included.
         judgement: The verdict on what came of it; None where nothing did.
         kept: Whether it was better than what there was.
-        note: Why it does not apply, or has failed; else empty.
+        note: Why it does not apply, or has failed, or that it was stopped; else empty.
     """
 
     name: str
@@ -95,8 +97,14 @@ class Repair:
 
     @property
     def action(self) -> str:
-        """The lines of code that lead to the posterior."""
-        return "\n".join(rung.action for rung in self.rungs if rung.kept)
+        """The lines of code that lead from the posterior that was given to this one.
+
+        They need `pg`, `pair`, `data` and `posterior`.
+        """
+        lines = [rung.action for rung in self.rungs if rung.kept]
+        needed = [name for name in _IMPORTED if any(f"{name}(" in line for line in lines)]
+        imports = [f"from ppl_gen.inference import {', '.join(needed)}"] if needed else []
+        return "\n".join([*imports, *lines])
 
     def __str__(self) -> str:
         """Return what was tried, in a table, with what came of it."""
@@ -201,7 +209,9 @@ def repair(
 
 
 def _judge(thresholds: Thresholds, seed: int, name: str, posterior: Posterior) -> Judgement:
-    return assess({name: posterior}, thresholds=thresholds, seed=seed).judgements[name]
+    # The lines of code call each one `posterior`.
+    found = assess({"posterior": posterior}, thresholds=thresholds, seed=seed)
+    return replace(found.judgements["posterior"], method=name)
 
 
 class Climb:
@@ -288,6 +298,8 @@ class Climb:
                 with deadline:
                     posterior = attempt.run()
                 by_user = posterior.interrupted and not deadline.passed
+                if posterior.interrupted and deadline.passed:
+                    note = f"stopped after {limit:.0f} s, which its line of code is not"
                 if name == "flow":
                     self.ground.flow = posterior
                 judging = True
@@ -334,9 +346,11 @@ class Climb:
     def _keep(self, attempt: Attempt, posterior: Posterior, judgement: Judgement) -> None:
         ground = self.ground
         if attempt.pair is not None:
-            pair, text = attempt.pair
-            tried = {guide_of(posterior)}
-            ground = replace(ground, pair=pair, text=text, tried=tried, flow=None)
+            ground = replace(ground, pair=attempt.pair, tried={guide_of(posterior)})
+        if posterior.pair is not None and (attempt.pair is not None or ground.text != "pair"):
+            # One that was rewritten or trained: the posterior has it.
+            flow = ground.flow if ground.flow is posterior else None
+            ground = replace(ground, pair=posterior.pair, text="posterior.pair", flow=flow)
         self.ground = replace(ground, posterior=posterior)
         self.after = judgement
 
@@ -391,4 +405,5 @@ def _line(rung: Rung) -> str:
     """Return a rung in one line."""
     came = rung.note if rung.judgement is None else _verdict(rung.judgement)
     kept = ", kept" if rung.kept else ""
-    return f"  {rung.name} ({rung.seconds:.1f} s{kept}): {came}"
+    stopped = f", {rung.note}" if rung.judgement is not None and rung.note else ""
+    return f"  {rung.name} ({rung.seconds:.1f} s{kept}{stopped}): {came}"

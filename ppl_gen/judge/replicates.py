@@ -16,10 +16,10 @@ from ppl_gen.core.arguments import bind
 from ppl_gen.core.errors import check_count
 from ppl_gen.core.identity import identity_of
 from ppl_gen.core.pair import as_pair, prepare
+from ppl_gen.core.progress import ProgressBar
 from ppl_gen.core.ranks import ranks
 from ppl_gen.core.scope import isolated
 from ppl_gen.core.structure import Site
-from ppl_gen.inference.progress import ProgressBar
 from ppl_gen.judge.calibration_result import Calibration, Source
 from ppl_gen.judge.rank_file import RankFile, Record
 from ppl_gen.judge.ranker import Ranker, Values

@@ -28,6 +28,7 @@ _CONTAINED = {
     "linear_response": ("full_rank", "flow"),
     "structured": ("full_rank", "flow"),
 }
+_FLOW = 'SVI(guide="flow")'
 _STARTED = {"warmup": 500, "target_accept": 0.9}
 _PATIENT = {"draws": 2000, "warmup": 2000, "target_accept": 0.95}
 
@@ -72,9 +73,13 @@ class Ground:
     def fit(self, method: Method, text: str) -> Attempt:
         """Return the attempt to fit the pair by a method, which the user writes so."""
         return Attempt(
-            f"posterior = pg.fit({self.text}, data, {text})",
+            f"posterior = {self.line(text)}",
             lambda: fit(self.pair, self.data, method, seed=self.seed, progress=False),
         )
+
+    def line(self, text: str) -> str:
+        """Return the expression that fits the pair by a method, which the user writes so."""
+        return f"pg.fit({self.text}, data, {text}, seed={self.seed})"
 
 
 @dataclass(frozen=True)
@@ -84,12 +89,12 @@ class Attempt:
     Args:
         action: The line of code that does it.
         run: Does it.
-        pair: The pair that it is of, where that is another one, and how the user writes it.
+        pair: The pair that it is of, where that is another one.
     """
 
     action: str
     run: Callable[[], Posterior]
-    pair: tuple[nn.Module, str] | None = None
+    pair: nn.Module | None = None
 
 
 # Raises `Skip` where it does not apply.
@@ -154,7 +159,7 @@ def _non_centre(ground: Ground) -> Attempt:
         guide: Any = guide_of(ground.posterior)
         guide = guide if guide in _CONTAINED else "mean_field"
         attempt = moved.fit(SVI(guide=guide), f'SVI(guide="{guide}")')
-    return Attempt(attempt.action, attempt.run, (pair, text))
+    return Attempt(attempt.action, attempt.run, pair)
 
 
 def _guide(name: Any, least: int, most: int) -> Step:
@@ -194,7 +199,7 @@ def _reweight(ground: Ground) -> Attempt:
             raise Skip(f"Pareto k-hat is {k:.2f}, above {limit:.2f} or too near to it")
         return found
 
-    return Attempt("posterior = posterior.reweight()", run)
+    return Attempt(f"posterior = posterior.reweight(seed={ground.seed})", run)
 
 
 def _nuts_from_there(ground: Ground) -> Attempt:
@@ -212,7 +217,8 @@ def _neutra(ground: Ground) -> Attempt:
     dim = ground.dim()
     if dim > _MOST_FLOW:
         raise Skip(f"the model has {dim} coordinates, and it is for up to {_MOST_FLOW}")
-    return ground.fit(NeuTra(ground.flow), "NeuTra()")
+    flow = "" if ground.flow is None else f"flow={ground.line(_FLOW)}"
+    return ground.fit(NeuTra(ground.flow), f"NeuTra({flow})")
 
 
 def _plain_nuts(ground: Ground) -> Attempt:

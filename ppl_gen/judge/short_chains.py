@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from dataclasses import dataclass
@@ -15,11 +16,13 @@ from numpy.typing import NDArray
 from ppl_gen.core import LogDensity, Posterior
 from ppl_gen.core.arguments import num_bytes
 from ppl_gen.core.evaluation import Evaluate, evaluation
+from ppl_gen.core.progress import announced
 from ppl_gen.core.scope import isolated
 from ppl_gen.core.weighing import in_double
-from ppl_gen.inference.progress import announced
+from ppl_gen.diagnostics.two_samples import Distance
 from ppl_gen.judge.findings import Thresholds
-from ppl_gen.judge.sites import scalar_name
+from ppl_gen.judge.sites import scalar_name, worth_of_a_draw
+from ppl_gen.judge.stein import stein_of
 from ppl_gen.judge.wording import number, percent
 
 if TYPE_CHECKING:
@@ -77,6 +80,8 @@ class ShortChains:
         chains: Number of chains.
         transitions: Number of transitions of each.
         acceptance: Their mean acceptance over the last stage.
+        stein: The squared kernel Stein discrepancy of the starts, which sees any error, its size
+            not told; None where draws are not independent, or coordinates too many.
     """
 
     parameters: tuple[str, ...]
@@ -89,6 +94,7 @@ class ShortChains:
     chains: int
     transitions: int
     acceptance: float
+    stein: Distance | None = None
 
     def worst(
         self,
@@ -212,7 +218,11 @@ def short_chains(posterior: Posterior, *, seed: int = 0, progress: bool = False)
         end, acceptance = _run(evaluate, start)
         values = density.constrain(torch.cat([start, end]))
     names, flat = _scalars(values)
-    return _compare(names, flat[: len(start)], flat[len(start) :], acceptance)
+    found = _compare(names, flat[: len(start)], flat[len(start) :], acceptance)
+    if worth_of_a_draw(posterior) < 1.0:
+        return found
+    stein = stein_of(start.numpy(), evaluate(start)[1].numpy(), seed)
+    return dataclasses.replace(found, stein=stein)
 
 
 def _check(posterior: Posterior) -> None:

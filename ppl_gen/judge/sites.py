@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ppl_gen.core.archive import StoredDraws
 from ppl_gen.core.errors import SiteError, unknown
 from ppl_gen.core.posterior import Posterior
 
@@ -22,6 +23,8 @@ __all__ = [
     "scalar_name",
     "worth_of_a_draw",
 ]
+
+_NUMBERS = (bool, int, float, np.ndarray, np.number)
 
 # Draws of one site by method, (chain, draw, *site), of whatever dtype they were made in.
 SiteDraws: TypeAlias = Mapping[str, NDArray[Any]]
@@ -69,8 +72,26 @@ def check_posteriors(posteriors: Mapping[str, Posterior], reference: str | None)
                 f"posterior {name!r}: expected a Posterior, as fit returns it, got "
                 f"{type(posterior).__name__}."
             )
+        _check_axes(name, posterior)
     if reference is not None and reference not in posteriors:
         raise unknown("reference", reference, posteriors)
+
+
+def _check_axes(name: str, posterior: Posterior) -> None:
+    """Refuse draws that are no numbers, or whose axes are not (chain, draw, *site)."""
+    if isinstance(posterior.draws, StoredDraws):
+        return  # as they were written
+    first: tuple[int, ...] | None = None
+    for site, draws in posterior.draws.items():
+        axes = tuple(draws.shape[:2])
+        first = axes if first is None else first
+        if draws.ndim < 2 or axes != first or draws.is_complex():
+            told = f"shape {tuple(draws.shape)}" + " of complex numbers" * draws.is_complex()
+            chains = "" if len(axes) < 2 or axes == first else f", and {first} in other sites"
+            raise ValueError(
+                f"posterior {name!r}, site {site!r}: expected real draws with axes (chain, draw, "
+                f"*site), as many as of every other site, got {told}{chains}."
+            )
 
 
 def check_data(posteriors: Mapping[str, Posterior]) -> None:
@@ -102,6 +123,9 @@ def check_data(posteriors: Mapping[str, Posterior]) -> None:
 
 def _difference(a: Any, b: Any) -> str:
     """Say how two values of an argument differ; empty where they do not, but for rounding."""
+    a, b = (torch.as_tensor(v) if isinstance(v, _NUMBERS) else v for v in (a, b))
+    if isinstance(a, str) and isinstance(b, str) and a != b:
+        return f"{b!r}, not {a!r}"
     if not (isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)):
         return ""
     if a.shape != b.shape:
@@ -163,7 +187,8 @@ def common_sites(
         )
         raise ValueError(
             f"posteriors: expected at least one site with finite draws in all of them, got none in "
-            f"common ({found}). Local latents are drawn by posterior.sample(data)."
+            f"common ({found}). Compare posteriors of one model; local latents are drawn by "
+            "posterior.sample(data)."
         )
     return sites, left_out
 

@@ -41,9 +41,11 @@ def judge_without_draws(name: str, posterior: Posterior, gate: Gate) -> Judgemen
     verdict = Verdict.CANNOT_JUDGE if few else Verdict.DO_NOT_TRUST
     action = actions.better_guide(name, posterior, ended=False)
     if few and posterior.local_plate is not None:
-        action = f"{actions.variable(name)} = {actions.variable(name)}.sample(data)"
+        action = actions.sample(name)
     elif posterior.is_mcmc:
-        action = f"{actions.variable(name)} = pg.fit(pair, data, NUTS())"
+        action = actions.nuts(name)
+    elif few:
+        action = actions.many_draws(name, posterior)
     return Judgement(name, verdict, sentence(gate.sentence), (reasons.of_gate(gate),), action)
 
 
@@ -83,11 +85,17 @@ class _Judge:
         self.reference = reference
         self.target = target
         # How far chains that do not agree depend on each other is anybody's guess.
-        self.lost = evidence.max_rhat > _LOST_RHAT
+        chains = evidence.gates.get("chains")
+        self.lost = evidence.max_rhat > _LOST_RHAT and not (chains is not None and chains.passed)
         self.approximate = gate.passed is None
         self.joint = [] if self.lost or evidence.is_point else self._joint()
         self.marginal = reasons.of_errors(self.errors, evidence.parameters)
         self.caveats = caveats_of_judging(evidence, self.errors, gate)
+        if self._is_sounder():
+            self.caveats.append(
+                "Its own chains passed their checks: where the two differ, it is rather "
+                f"{reference} that is off."
+            )
 
     def judgement(self) -> Judgement:
         """Return the verdict: the first that applies."""
@@ -107,9 +115,16 @@ class _Judge:
                     self.evidence.name, self.evidence.posterior, gate, self.evidence.thresholds
                 ),
             )
-        blind = self._blind() or self._undecided()
-        if blind:
+        if blind := self._blind():
             return self._made(Verdict.CANNOT_JUDGE, blind, self._more_draws())
+        if undecided := self._undecided():
+            if mended is Grade.GREEN:
+                # Chance's or not, the draws that are recommended do not have it.
+                text = f"{undecided}, which reweighting mends, if it is not chance's"
+                action = actions.reweight(self.evidence.name)
+                return self._made(Verdict.AFTER_REWEIGHTING, text, action)
+            text = f"the draws are too few to tell: {undecided}, which chance may account for"
+            return self._made(Verdict.CANNOT_JUDGE, text, self._more_draws())
         amber = (self.errors.code == 1).any() or any(r.grade is Grade.AMBER for r in self.joint)
         if amber and mended is Grade.GREEN:
             return self._after_reweighting()
@@ -117,6 +132,11 @@ class _Judge:
             text = f"it is one point, and {self._means_hold()}"
             return self._made(Verdict.MEANS_ONLY, text, self._better())
         return self._made(Verdict.TRUST, self._small(), "")
+
+    def _is_sounder(self) -> bool:
+        """Whether these are chains that are fine, judged by an approximation."""
+        chains = self.evidence.gates.get("chains")
+        return self.approximate and chains is not None and bool(chains.passed)
 
     def _is_dependence_red(self) -> bool:
         # The classifier, where it is there, comes last.
@@ -174,6 +194,8 @@ class _Judge:
         return order[0].sentence
 
     def _better(self) -> str:
+        if self._is_sounder():
+            return actions.as_reference(self.evidence.name)
         return actions.better_guide(
             self.evidence.name,
             self.evidence.posterior,
@@ -246,8 +268,7 @@ class _Judge:
             self.errors.only((KINDS[int(row)],)), self.evidence.parameters, len(size[0])
         )
         name = self.evidence.parameters[int(scalar)]
-        worst = next(reason for reason in told if reason.quantity == name)
-        return f"the draws are too few to tell: {worst.sentence}, which chance may account for"
+        return next(reason.sentence for reason in told if reason.quantity == name)
 
     def _more_draws(self) -> str:
         """Return the line that draws more, of the side that has fewer."""
@@ -291,8 +312,9 @@ def _by_a_doubtful_reference(
         told = f"{reference}: {told}"
         action = judge_without_draws(reference, target, gate).action
     elif gate.name == "labels":
-        variable = actions.variable(reference)
-        action = f"relabelled = {variable}.pair.relabel({variable})"
+        action = actions.relabel(reference)
+    elif target.is_point:
+        action = actions.better_guide(reference, target, ended=None)
     else:
         action = actions.longer_chains(reference, target, gate, evidence.thresholds)
     text = f"the reference is not good enough to judge by: {told}"

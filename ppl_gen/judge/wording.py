@@ -24,6 +24,8 @@ def of_error(kind: str, name: str, value: float, unit: str = "sd") -> str:
         >>> of_error("sd", "tau", -0.38), of_error("mean", "mu", 0.761)
         ('the sd of tau is 38 % too small', 'the mean of mu is 0.76 sd too large')
     """
+    if math.isinf(value):
+        return f"the value of {name} is one in all draws of the reference, and another here"
     way = "large" if value > 0 else "small"
     if kind != "sd":
         what = _QUANTILES.get(kind, kind)

@@ -185,8 +185,7 @@ class Comparison:
         total = len(self.assessment.measurements.parameters)
         hidden = parameters is None and len(names) < total and found.of_parameters
         title = f"{len(names)} of {total} parameters: those that differ most" if hidden else None
-        styles = {name: self._view.styles[name] for name in self._view.legend}
-        return draw_grid(panels, styles, self._view.reference, title)
+        return draw_grid(panels, self._view.styles, self._view.reference, found.legend, title)
 
     def save(
         self, path: str | Path, repair: Repair | None = None, *, progress: bool = True

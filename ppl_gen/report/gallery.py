@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ppl_gen.inference.progress import ProgressBar
+from ppl_gen.core.progress import ProgressBar
 from ppl_gen.report.figures import KINDS, Kind, Panel
 from ppl_gen.report.svg import inline_svg
 from ppl_gen.report.view import View
@@ -46,12 +46,14 @@ class Pictures:
         kind: The kind.
         pictures: The pictures.
         note: Which of them are shown, where that is not all; else empty.
+        methods: Those that the legend names; none where there is no legend.
     """
 
     name: str
     kind: Kind
     pictures: Sequence[Picture]
     note: str
+    methods: Sequence[str]
 
 
 def gallery(view: View, *, progress: bool) -> list[Pictures]:
@@ -74,7 +76,8 @@ def gallery(view: View, *, progress: bool) -> list[Pictures]:
                 pictures.append(_picture(panel, f"{name}-{index}-"))
                 bar.advance(panel.title)
             if pictures:
-                found.append(Pictures(name, KINDS[name], pictures, _note(view, name)))
+                methods = _methods(view, panels) if KINDS[name].legend else []
+                found.append(Pictures(name, KINDS[name], pictures, _note(view, name), methods))
     return found
 
 
@@ -84,6 +87,11 @@ def _picture(panel: Panel, prefix: str) -> Picture:
     # Names in it are escaped by matplotlib and by `inline_svg`.
     svg = Markup(inline_svg(panel, prefix))
     return Picture(panel.title, panel.caption, svg, panel.width > 3.5)
+
+
+def _methods(view: View, panels: Sequence[Panel]) -> list[str]:
+    drawn = {method for panel in panels for method in panel.methods}
+    return [method for method in view.styles if method in drawn]
 
 
 def _note(view: View, name: str) -> str:

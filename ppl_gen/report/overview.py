@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from ppl_gen.judge.findings import Grade
+from ppl_gen.judge.findings import Grade, PredictiveFit, WeightFindings
 from ppl_gen.judge.wording import percent
-from ppl_gen.report.numbers import NOT_APPLICABLE, significant
+from ppl_gen.report.numbers import NOT_APPLICABLE, count, significant
 from ppl_gen.report.tables import Cell, elbo_in_words
 from ppl_gen.report.view import View
 
@@ -142,7 +142,8 @@ def _distances(view: View) -> dict[str, CellOf]:
 def _distance(table: pd.DataFrame, method: str, name: str) -> Cell:
     if method not in table.index or not math.isfinite(table.loc[method, name]):
         return _BLANK
-    value, floor = table.loc[method, name], table.loc[method, f"{name}_floor"]
+    # Of what chance shows, the bound and not the middle: so are the floors of all other errors.
+    value, floor = table.loc[method, name], table.loc[method, f"{name}_upper"]
     # That of an unbiased estimate may be below zero.
     return Cell(f"{value:.2g}", note=f"floor {max(floor, 0.0):.2g}")
 
@@ -156,31 +157,44 @@ def _correlation(table: pd.DataFrame, method: str) -> Cell:
 
 
 def _approximation(view: View) -> dict[str, CellOf]:
-    def of_weights(text: Callable[[Any], str]) -> CellOf:
-        def cell(method: str) -> Cell:
-            found = view.assessment.weights.get(method)
-            return _BLANK if found is None else Cell(text(found))
+    def cell_of_weights(cell: Callable[[WeightFindings], Cell]) -> CellOf:
+        weights = view.assessment.weights
+        return lambda method: cell(weights[method]) if method in weights else _BLANK
 
-        return cell
+    def of_weights(text: Callable[[WeightFindings], str]) -> CellOf:
+        return cell_of_weights(lambda found: Cell(text(found)))
+
+    def log_evidence(method: str) -> Cell:
+        if method in view.assessment.evidence:
+            return Cell(_with_error(*view.assessment.evidence[method]), note="by bridge sampling")
+        return of_weights(lambda found: _with_error(*found.log_evidence))(method)
 
     return {
         "ELBO": lambda method: Cell(elbo_in_words(_record(view, method))),
-        "ELBO gap": of_weights(lambda found: significant(found.elbo_gap, "{:.2f}")),
-        "log evidence": of_weights(lambda found: _with_error(*found.log_evidence)),
-        "Pareto k-hat": of_weights(_pareto_k),
+        "ELBO gap": cell_of_weights(_gap),
+        "log evidence": log_evidence,
+        "Pareto k-hat": cell_of_weights(_pareto_k),
         "its threshold": of_weights(lambda found: f"{found.threshold:.2f}"),
-        "ESS of the weights": of_weights(lambda found: f"{found.ess:,.0f} of {found.draws:,}"),
+        "ESS of the weights": cell_of_weights(
+            lambda found: Cell(f"{found.ess:,.0f}", note=f"of {found.draws:,} draws")
+        ),
     }
 
 
-def _pareto_k(found: Any) -> str:
+def _gap(found: WeightFindings) -> Cell:
+    text = significant(found.elbo_gap, "{:.2f}")
+    by_weights = text == NOT_APPLICABLE or math.isfinite(found.log_evidence[0])
+    return Cell(text, note="" if by_weights else "by bridge sampling")
+
+
+def _pareto_k(found: WeightFindings) -> Cell:
     if found.pareto_k == -math.inf:
-        return "weights are equal"
+        return Cell("below 0", note="weights are equal")
     if not math.isfinite(found.pareto_k):
-        return "cannot be estimated"
+        return Cell(NOT_APPLICABLE, note="cannot be estimated")
     low, high = found.interval
-    interval = f" ({low:.2f} to {high:.2f})" if math.isfinite(low) and math.isfinite(high) else ""
-    return f"{found.pareto_k:.2f}{interval}"
+    known = math.isfinite(low) and math.isfinite(high)
+    return Cell(f"{found.pareto_k:.2f}", note=f"{low:.2f} to {high:.2f}" if known else "")
 
 
 def _with_error(value: float, error: float) -> str:
@@ -200,14 +214,25 @@ def _chains(view: View) -> dict[str, CellOf]:
 def _fit(view: View) -> dict[str, CellOf]:
     fits = view.assessment.fits
 
-    def of_fit(text: Callable[[Any], str]) -> CellOf:
-        return lambda method: Cell(text(fits[method])) if method in fits else _BLANK
+    def of_fit(cell: Callable[[PredictiveFit], Cell]) -> CellOf:
+        return lambda method: cell(fits[method]) if method in fits else _BLANK
 
     return {
-        "elpd": of_fit(lambda fit: _with_error(fit.elpd, fit.elpd_se)),
-        "effective parameters": of_fit(lambda fit: significant(fit.p_loo, "{:.1f}")),
-        "observations of too high k-hat": of_fit(lambda fit: f"{fit.bad_k:,}"),
+        "elpd": of_fit(_elpd),
+        "effective parameters": of_fit(
+            lambda fit: Cell(significant(fit.p_loo, "{:.1f}"), _grade_of_fit(fit))
+        ),
     }
+
+
+def _elpd(fit: PredictiveFit) -> Cell:
+    """Write an elpd; one whose weights fail is marked, so that nobody ranks methods by it."""
+    note = f"not reliable: k-hat too high at {count(fit.bad_k, 'observation')}"
+    return Cell(_with_error(fit.elpd, fit.elpd_se), _grade_of_fit(fit), note if fit.bad_k else "")
+
+
+def _grade_of_fit(fit: PredictiveFit) -> Grade:
+    return Grade.AMBER if fit.bad_k else Grade.BLANK
 
 
 def _cost(view: View) -> dict[str, CellOf]:

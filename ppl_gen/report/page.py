@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from ppl_gen.judge.findings import Gate
 from ppl_gen.report.cards import repair_cards, summary, verdict_cards
 from ppl_gen.report.gallery import gallery
 from ppl_gen.report.glossary import GLOSSARY
-from ppl_gen.report.numbers import NOT_APPLICABLE, count
+from ppl_gen.report.numbers import NOT_APPLICABLE, count, listed
 from ppl_gen.report.overview import overview
 from ppl_gen.report.provenance import provenance
 from ppl_gen.report.tables import method_table, parameter_table
@@ -39,10 +40,20 @@ _QUESTIONS = {
     "reference": "Is the reference good enough to judge by?",
     "labels": "Do labels keep their meaning?",
     "optimisation": "Did the optimisation end?",
+    "chains": "Do its chains agree?",
 }
 # Characters that no page may hold, though a name can.
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _DASHES = {"-": "none", "--": "6 3", ":": "2 3", "-.": "7 3 2 3"}
+# Outlines of matplotlib's markers, in the middle of the line of a legend.
+_MARKERS = {
+    "o": "M14 7a4 4 0 0 1 8 0a4 4 0 0 1-8 0z",
+    "s": "M14 3h8v8h-8z",
+    "^": "M18 2.5L22.5 11h-9z",
+    "D": "M18 2L23 7L18 12L13 7z",
+    "v": "M18 11.5L22.5 3h-9z",
+    "P": "M16.4 2.5h3.2v2.9h2.9v3.2h-2.9v2.9h-3.2v-2.9h-2.9V5.4h2.9z",
+}
 
 
 def page(view: View, repair: Repair | None = None, *, progress: bool = False) -> str:
@@ -67,12 +78,13 @@ def page(view: View, repair: Repair | None = None, *, progress: bool = False) ->
         summary=summary(view),
         scope=_scope(view),
         cards=verdict_cards(view),
-        gates=[_asked(gate) for gate in assessment.gates],
+        gates=_asked(assessment.gates),
         warnings=[(name, text) for name, texts in assessment.warnings.items() for text in texts],
         blocks=overview(view),
         parameters=parameter_table(view, shown),
         hidden=len(view.worst_first) - len(shown),
         dashes=_DASHES,
+        markers=_MARKERS,
         gallery=gallery(view, progress=progress),
         repair=repair,
         repair_cards=repair_cards(repair) if repair is not None else [],
@@ -107,11 +119,15 @@ def fragment(view: View, max_parameters: int) -> str:
     )
 
 
-def _asked(gate: Gate) -> tuple[Gate, str, str]:
-    """Return a gate with its question and what was found; whose it is stands beside it."""
-    question = _QUESTIONS.get(gate.name, gate.name)
-    found = gate.sentence.removeprefix(f"{gate.method}: ")
-    return gate, question, found[:1].upper() + found[1:]
+def _asked(gates: Sequence[Gate]) -> list[tuple[str, bool | None, str, str]]:
+    """Return whom, whether it holds, the question and what was found, the same only once."""
+    methods: dict[tuple[bool | None, str, str], list[str]] = {}
+    for gate in gates:
+        question = _QUESTIONS.get(gate.name, gate.name)
+        found = gate.sentence.removeprefix(f"{gate.method}: ")
+        found = found[:1].upper() + found[1:]
+        methods.setdefault((gate.passed, question, found), []).append(gate.method)
+    return [(listed(names), *answer) for answer, names in methods.items()]
 
 
 def _scope(view: View) -> str:

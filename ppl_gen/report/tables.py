@@ -65,13 +65,25 @@ class Table:
         Args:
             heading: Its heading.
         """
-        place = self.headings.index(heading)
+        return self._of([place for place, name in enumerate(self.headings) if name != heading])
 
-        def kept(row: Sequence[Any]) -> list[Any]:
-            return [*row[:place], *row[place + 1 :]]
+    def filled(self) -> Table:
+        """Return the table without the columns in which there is nothing."""
+        rows = [row for group in self.groups for row in group.rows]
+        return self._of(
+            [
+                place
+                for place in range(len(self.headings))
+                if any(row[place].text != NOT_APPLICABLE for row in rows)
+            ]
+        )
 
-        groups = [Group(group.name, [kept(row) for row in group.rows]) for group in self.groups]
-        return Table(self.group_heading, kept(self.headings), groups)
+    def _of(self, places: Sequence[int]) -> Table:
+        groups = [
+            Group(group.name, [[row[place] for place in places] for row in group.rows])
+            for group in self.groups
+        ]
+        return Table(self.group_heading, [self.headings[place] for place in places], groups)
 
 
 def parameter_table(view: View, parameters: Sequence[str]) -> Table:
@@ -82,8 +94,9 @@ def parameter_table(view: View, parameters: Sequence[str]) -> Table:
         parameters: Names of the parameters to show, in this order.
 
     Returns:
-        The table. Means and standard deviations of a parameter share their number of decimals,
-        which gives the reference's standard deviation three significant digits.
+        The table, without columns in which there is nothing. Means and standard deviations of a
+        parameter share their number of decimals, which gives the reference's standard deviation
+        three significant digits.
     """
     headings = (
         "method",
@@ -98,7 +111,7 @@ def parameter_table(view: View, parameters: Sequence[str]) -> Table:
         "MCSE",
     )
     groups = [Group(name, _parameter_rows(view, name)) for name in parameters]
-    return Table("parameter", headings, groups)
+    return Table("parameter", headings, groups).filled()
 
 
 def _parameter_rows(view: View, parameter: str) -> list[list[Cell]]:

@@ -51,6 +51,8 @@ def test_a_good_run_is_fine(cli: Cli, exact: Path, tmp_path: Path) -> None:
     assert "TRUST" in ended.out
     assert report.read_text(encoding="utf-8").lower().startswith("<!doctype html>")
     assert f"The report is in {report}" in ended.err
+    again = cli("compare", exact / "nuts", exact / "svi", "--report", report, "-q")
+    assert (again.code, again.err) == (0, "")
 
 
 def test_a_bad_run_is_not(cli: Cli, runs: Path, tmp_path: Path) -> None:
@@ -111,11 +113,12 @@ def test_a_pair_that_is_known_is_not_given(cli: Cli, exact: Path) -> None:
 
 def test_repair_makes_a_run_trustworthy(cli: Cli, runs: Path, tmp_path: Path) -> None:
     out = tmp_path / "better"
-    words = ["repair", runs / "mean_field", "--seconds", "60", "--out", out, "-q"]
+    words = ["repair", runs / "mean_field", "--seconds", "60", "--out", out]
     ended = cli(*words)
     assert ended.code == 0, ended.out + ended.err
     # Whether it was written non-centred or not, its pair is given as it was.
     known = pg.load(out).pair is not None
+    assert ("Give its pair, as it was, to judge it: --model" in ended.err) is not known
     pair = [] if known else ["--model", "eight_schools", "--arg", "centered=true"]
     judged = cli("judge", out, *pair)
     assert judged.code == 0, judged.out + judged.err

@@ -1,9 +1,38 @@
 """Stacking weights where they are known, and the condition that the best ones fulfil."""
 
-import numpy as np
-import pytest
+import math
 
-from ppl_gen.diagnostics import elpd_difference, stacking_weights
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from ppl_gen.core import Pair, Posterior
+from ppl_gen.diagnostics import elpd_difference, loo, stacking_weights
+
+
+class Line(Pair):
+    """y ~ N(slope x^power, 1), slope ~ N(0, 100), whose posterior is normal."""
+
+    def __init__(self, power: int) -> None:
+        super().__init__()
+        self.power = power
+
+    def model(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
+        slope = pyro.sample("slope", dist.Normal(torch.tensor(0.0, dtype=x.dtype), 100.0))
+        with pyro.plate("data", len(x)):
+            # The slope of each draw, however many are taken at once.
+            pyro.sample("y", dist.Normal(slope * x**self.power, 1.0), obs=y)
+
+    def posterior(self, x: torch.Tensor, y: torch.Tensor) -> Posterior:
+        feature = x**self.power
+        precision = float(feature @ feature) + 1e-4
+        noise = torch.randn(4, 500, generator=torch.Generator().manual_seed(0)).double()
+        slope = float(feature @ y) / precision + noise / math.sqrt(precision)
+        return Posterior(
+            draws={"slope": slope}, latents=("slope",), pair=self, data={"x": x, "y": y}
+        )
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.75])
@@ -70,3 +99,19 @@ def test_the_error_of_a_difference_is_that_of_its_scatter() -> None:
     assert np.isnan(elpd_difference([-1.0], [-3.0])[1])
     with pytest.raises(ValueError, match=r"got shapes \(2,\) and \(3,\)"):
         elpd_difference([1, 2], [1, 2, 3])
+
+
+def test_models_are_compared_by_their_posteriors() -> None:
+    """The one that made the data gets nearly all of the weight, whichever it is."""
+    x = torch.linspace(-2.0, 2.0, 101, dtype=torch.float64)
+    noise = torch.randn(101, generator=torch.Generator().manual_seed(1)).double()
+    straight, curved = Line(1), Line(2)
+
+    def weights(y: torch.Tensor) -> list[float]:
+        found = [loo(p.posterior(x, y).log_likelihood()["y"]) for p in (straight, curved)]
+        assert [each.bad for each in found] == [0, 0]
+        return list(stacking_weights([each.pointwise for each in found]))
+
+    # Signals of up to 4 sds: the wrong model gets a weight only where noise is in its favour.
+    assert weights(2 * x + noise)[0] > 0.9
+    assert weights(x**2 + noise)[1] > 0.9

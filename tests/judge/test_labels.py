@@ -84,3 +84,69 @@ def test_components_that_data_tell_apart_keep_their_labels() -> None:
     assert labelled_alike({"a": right, "b": swapped}, "a")[1] is None
     found = assess({"a": right, "b": swapped}).judgements["b"]
     assert found.verdict is Verdict.DO_NOT_TRUST
+
+
+def beside(x: torch.Tensor, u: torch.Tensor, y: torch.Tensor) -> None:
+    """The mixture, and a regression on two columns: as many coefficients as components."""
+    mixture(x)
+    slopes = pyro.sample("slopes", dist.Normal(torch.zeros(2, dtype=x.dtype), 3.0).to_event(1))
+    with pyro.plate("rows", len(u)):
+        pyro.sample("y", dist.Normal(u @ slopes, 0.3), obs=y)
+
+
+def test_a_site_with_as_many_rows_by_chance_keeps_its_own() -> None:
+    generator = torch.Generator().manual_seed(1)
+    u = torch.randn(40, 2, generator=generator, dtype=torch.float64)
+    data = {"x": points(), "u": u, "y": u @ torch.tensor([1.0, -1.0], dtype=torch.float64)}
+    first, second = (
+        fit(beside, data, NUTS(chains=4, draws=400), seed=seed, progress=False) for seed in (0, 1)
+    )
+    # The labels of the mixture alone are exchanged in half of the chains.
+    flip = torch.tensor([True, False, True, False])[:, None, None]
+    draws = {
+        **first.draws,
+        **{s: torch.where(flip, first[s].flip(2), first[s]) for s in ("weights", "locs", "scales")},
+    }
+    switched = dataclasses.replace(first, draws=draws)
+    labelled, gate = labelled_alike({"a": switched, "b": second}, "a")
+    assert gate is not None
+    assert "2 components (weights, locs, scales)" in gate.sentence
+    assert torch.equal(labelled["a"]["slopes"], first["slopes"])
+    assert bool((labelled["a"]["locs"].diff(dim=2) >= 0).all())
+    # Slopes in the wrong places are an error still, with model and data or without.
+    wrong = dataclasses.replace(second, draws={**second.draws, "slopes": second["slopes"].flip(2)})
+    found = assess({"a": switched, "b": second, "c": wrong})
+    assert found.judgements["b"].verdict is Verdict.TRUST, found.judgements["b"].sentence
+    assert found.judgements["c"].verdict is Verdict.DO_NOT_TRUST
+    assert "slopes" in found.judgements["c"].sentence
+    bare = {
+        name: dataclasses.replace(p, pair=None, data=None)
+        for name, p in (("a", switched), ("b", second))
+    }
+    labelled, gate = labelled_alike(bare, "a")
+    assert gate is not None
+    assert torch.equal(labelled["a"]["slopes"], first["slopes"])
+
+
+def test_what_follows_components_changes_places_with_them() -> None:
+    def model(x: torch.Tensor) -> None:
+        with pyro.plate("components", 2):
+            locs = pyro.sample("locs", dist.Normal(torch.zeros((), dtype=x.dtype), 1.5))
+        pyro.deterministic("cubes", locs**3)
+        pyro.deterministic("ends", torch.stack([locs.min(), locs.max()]))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(locs[z.long()], 0.3), obs=x[:, 0])
+
+    posterior = fit(model, {"x": points()}, NUTS(chains=4, draws=200), progress=False)
+    flip = (posterior["locs"][..., 0] < 0) != torch.tensor([True, False, True, False])[:, None]
+    draws = {
+        site: torch.where(flip[..., None], value.flip(2), value) if site != "ends" else value
+        for site, value in posterior.draws.items()
+    }
+    switched = dataclasses.replace(posterior, draws=draws)
+    labelled, gate = labelled_alike({"a": switched}, None)
+    assert gate is not None
+    assert "2 components (locs, cubes)" in gate.sentence
+    assert torch.equal(labelled["a"]["cubes"], labelled["a"]["locs"] ** 3)
+    assert torch.equal(labelled["a"]["ends"], posterior["ends"])

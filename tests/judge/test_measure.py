@@ -198,7 +198,7 @@ def test_draws_that_are_not_finite_are_counted_and_named() -> None:
         measure({"good": normal(28, shape=(2, 3)), "bad": bad}, "good")
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (0, 5), (4, 0), (4,)])
+@pytest.mark.parametrize("shape", [(1, 1), (0, 5), (4, 0)])
 def test_fewer_than_two_draws(shape: tuple[int, ...]) -> None:
     short = Posterior(draws={"mu": torch.zeros(shape)}, latents=("mu",))
     with pytest.raises(ValueError, match="posterior 'short', site 'mu': expected at least 2 draws"):

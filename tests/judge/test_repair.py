@@ -12,9 +12,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+import ppl_gen
 from ppl_gen import Pair, Posterior, fit
 from ppl_gen.core.pair import as_pair
-from ppl_gen.inference import NUTS, SVI
+from ppl_gen.inference import NUTS, SVI, NeuTra
 from ppl_gen.judge.findings import Judgement, Verdict
 from ppl_gen.judge.repair import Climb, Repair, repair
 from ppl_gen.judge.rungs import LADDER, Attempt, Ground, Skip, Step
@@ -65,7 +66,10 @@ def test_correlated_normals_are_repaired_by_full_rank() -> None:
     assert names(found) == ["full rank"]
     assert found.trusted
     assert found.posterior["x"][0].std(0) == pytest.approx(torch.ones(2), abs=0.12)
-    assert found.action == 'posterior = pg.fit(pair, data, SVI(guide="full_rank"))'
+    assert found.action.splitlines() == [
+        "from ppl_gen.inference import SVI",
+        'posterior = pg.fit(pair, data, SVI(guide="full_rank"), seed=0)',
+    ]
     assert float(posterior["x"].std()) < 0.1
 
 
@@ -129,6 +133,34 @@ def test_a_banana_needs_a_flow_or_chains() -> None:
     assert "no latent of a Normal" in left_out["non-centre"] or "non-centre" not in left_out
 
 
+def same_by_its_lines(found: Repair, pair: Any, data: Any, posterior: Posterior) -> bool:
+    """Whether the lines of code make the same draws of what was given."""
+    known = {"pg": ppl_gen, "pair": pair, "data": data, "posterior": posterior}
+    exec(found.action, known)
+    made: Any = known["posterior"]
+    return list(made.draws) == list(found.posterior.draws) and all(
+        torch.equal(made[site], found.posterior[site]) for site in made.draws
+    )
+
+
+def test_its_lines_of_code_make_the_same_draws() -> None:
+    """Of a non-centred pair, a guide and its reweighting, with a seed of its own."""
+    pair = EightSchools(centered=True)
+    poor = svi(pair, data=DATA)
+    found = repair(pair, DATA, poor, seed=7, progress=False)
+    assert "non_centred" in found.action
+    assert same_by_its_lines(found, pair, DATA, poor)
+    # Negative control: another seed makes other draws.
+    other = dataclasses.replace(
+        found,
+        rungs=tuple(
+            dataclasses.replace(rung, action=rung.action.replace("seed=7", "seed=8"))
+            for rung in found.rungs
+        ),
+    )
+    assert not same_by_its_lines(other, pair, DATA, poor)
+
+
 # ---- single rungs
 
 
@@ -145,7 +177,7 @@ def test_optimise_longer() -> None:
     short = svi(correlated, "full_rank", steps=3)
     assert not short.provenance["converged"]
     longer = LADDER["optimise longer"](ground(correlated, short))
-    assert longer.action == 'posterior = pg.fit(pair, data, SVI(guide="full_rank"))'
+    assert longer.action == 'posterior = pg.fit(pair, data, SVI(guide="full_rank"), seed=0)'
     assert longer.run().provenance["converged"]
     with pytest.raises(Skip, match="had ended"):
         LADDER["optimise longer"](ground(correlated, svi(correlated)))
@@ -175,7 +207,9 @@ def test_a_guide_of_its_own_is_trained_longer() -> None:
     assert found.before.verdict is Verdict.DO_NOT_TRUST
     assert found.trusted, found
     assert found.rungs[0].kept
-    assert found.rungs[0].action == 'posterior = pg.fit(posterior.pair, data, SVI(guide="pair"))'
+    assert found.rungs[0].action == (
+        'posterior = pg.fit(posterior.pair, data, SVI(guide="pair"), seed=0)'
+    )
     assert float(found.posterior["z"].mean()) == pytest.approx(3.0, abs=0.1)
 
 
@@ -184,7 +218,7 @@ def test_non_centre_takes_the_guide_along() -> None:
     at = ground(pair, svi(pair, "full_rank", DATA), DATA)
     found = LADDER["non-centre"](at)
     assert found.action == (
-        'posterior = pg.fit(non_centred(pair, data), data, SVI(guide="full_rank"))'
+        'posterior = pg.fit(non_centred(pair, data), data, SVI(guide="full_rank"), seed=0)'
     )
     assert found.pair is not None
     assert "theta_decentered" in found.run().latents
@@ -237,7 +271,7 @@ def test_chains_from_there_on_the_flow_and_with_patience() -> None:
     for one in (started.run(), attempt("NUTS", at)):
         assert one.is_mcmc
         assert float(one["y"].mean()) == pytest.approx(1.0, abs=0.3)
-    assert LADDER["NeuTra"](at).action == "posterior = pg.fit(pair, data, NeuTra())"
+    assert LADDER["NeuTra"](at).action == "posterior = pg.fit(pair, data, NeuTra(), seed=0)"
 
 
 # ---- the climb, with verdicts as they are needed
@@ -329,6 +363,52 @@ def test_chains_that_are_not_good_enough_yet_go_on() -> None:
     assert found.posterior.num_draws == 150
 
 
+def test_lines_of_rungs_after_rewriting_training_and_a_flow() -> None:
+    """Each starts from what the one before has kept, the flow under NeuTra included."""
+
+    def few(at: Ground) -> Attempt:
+        assert at.flow is not None
+        method = NeuTra(at.flow, chains=2, draws=5, warmup=5)
+        flow = at.line('SVI(guide="flow", draws=20)')
+        return at.fit(method, f"NeuTra(flow={flow}, chains=2, draws=5, warmup=5)")
+
+    def flow(at: Ground) -> Attempt:
+        return at.fit(SVI(guide="flow", draws=20), 'SVI(guide="flow", draws=20)')
+
+    def kept(*best: str) -> Callable[[str], Verdict]:
+        return lambda name: (
+            Verdict.MEANS_ONLY
+            if name == best[0]
+            else Verdict.NO_PROBLEM_FOUND
+            if name == best[-1]
+            else Verdict.DO_NOT_TRUST
+        )
+
+    def narrow() -> None:
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 0.5))
+        pyro.sample("x", dist.Normal(0.0, scale))
+
+    posterior = svi(narrow)
+    rungs = {**ladder("non-centre"), "flow": flow, "NeuTra": few}
+    found = climbed(kept("non-centre", "NeuTra"), rungs, posterior, model=narrow)
+    assert names(found, kept=True) == ["non-centre", "NeuTra"]
+    assert "x_decentered" in found.posterior.draws
+    assert same_by_its_lines(found, narrow, {}, posterior)
+
+    data = {"y": torch.full((3,), 4.0)}
+    short = svi(Trained(), "pair", data, steps=5)
+    # As `repair` does, of a pair that was trained.
+    at = Ground(as_pair(short.pair), "posterior.pair", data, short, seed=3, tried={"pair"})
+
+    def judge(name: str, posterior: Posterior) -> Judgement:
+        return Judgement(name, kept("optimise longer", "NUTS from there")(name), name)
+
+    climb = Climb(at, 120.0, judge, ladder("optimise longer", "NUTS from there"))
+    climb.run()
+    assert names(climb.result(), kept=True) == ["optimise longer", "NUTS from there"]
+    assert same_by_its_lines(climb.result(), Trained(), data, short)
+
+
 def test_a_rung_that_fails_is_told_and_the_climb_goes_on() -> None:
     def broken(ground: Ground) -> Attempt:
         raise ValueError("the matrix is singular")
@@ -360,7 +440,7 @@ def test_the_budget_ends_it() -> None:
     assert found.reason == "The 2 s are up."
     assert names(found) == ["NUTS", "stuck", "without end"]
     assert [rung.judgement is not None for rung in found.rungs] == [True, False, True]
-    assert [rung.note[:8] for rung in found.rungs] == ["", "given up", ""]
+    assert [rung.note[:8] for rung in found.rungs] == ["stopped ", "given up", "stopped "]
     assert time.perf_counter() - began < 60
 
 

@@ -1,7 +1,10 @@
 """Verdicts on posteriors that are right, and on those made wrong in a known way."""
 
+import dataclasses
+import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,6 +138,11 @@ def test_thresholds_can_be_set() -> None:
         Thresholds(mean_green=0.5)
     with pytest.raises(ValueError, match="expected a positive min_ess, got 0"):
         Thresholds(min_ess=0)
+    with pytest.raises(ValueError, match=r"expected max_rhat to be above 1, got 0\.9"):
+        Thresholds(max_rhat=0.9)
+    text: Any = "0.2"
+    with pytest.raises(TypeError, match=r"expected a number as mean_red, got '0\.2'"):
+        Thresholds(mean_red=text)
 
 
 def test_reasons_are_graded_the_worst_first() -> None:
@@ -156,3 +164,23 @@ def test_the_best_of_equals_is_trusted_at_the_stated_rate() -> None:
         judgement = found.judgements["svi"]
         assert judgement.verdict is Verdict.TRUST
         assert not any("not negligible" in caveat for caveat in judgement.caveats)
+
+
+def test_what_may_be_chance_is_mended_by_weights_all_the_same() -> None:
+    """An sd 26 % too large by 400 draws: its standard error is 3.5 %, and the floor about 10 %.
+
+    It is red as it is, and amber net of chance. The weighted draws have no such error.
+    """
+    noise, target = (normal(seed, scalars=1, draws=size) for seed, size in ((18, 400), (19, 4000)))
+    approximation = guide(1.26 * (noise - noise.mean()) / noise.std())
+    x = approximation["x"][..., 0]
+    stats = {"lp": -0.5 * x**2, "log_q": -0.5 * (x / 1.26) ** 2 - math.log(1.26)}
+    reference = posterior((target - target.mean()) / target.std())
+    undecided = judged(approximation, reference).judgements["svi"]
+    assert undecided.verdict is Verdict.CANNOT_JUDGE, undecided.sentence
+    assert "too large, which chance may account for" in undecided.sentence
+    weighed = dataclasses.replace(approximation, sample_stats=stats)
+    found = judged(weighed, reference).judgements["svi"]
+    assert found.verdict is Verdict.AFTER_REWEIGHTING, found.sentence
+    assert "which reweighting mends, if it is not chance's" in found.sentence
+    assert found.action == "svi = svi.reweight()"

@@ -130,7 +130,7 @@ def assess_by_hand(posteriors: Mapping[str, Posterior], reference: str | None) -
     kinds = ("wasserstein", "sliced_wasserstein", "mmd", "c2st")
     columns: dict[str, Any] = {}
     for kind in kinds:
-        columns |= {kind: 0.5, f"{kind}_floor": 0.1, f"{kind}_excess": 0.4}
+        columns |= {kind: 0.5, f"{kind}_floor": 0.1, f"{kind}_upper": 0.2, f"{kind}_excess": 0.4}
     distances = pd.DataFrame(
         columns | {"worst_pair": "mu and tau", "correlation_error": 0.4},
         index=others if reference is not None else [],

@@ -203,9 +203,11 @@ def test_what_was_left_out_is_said(posterior: Draw, by_hand: Assess) -> None:
 
 def test_one_posterior_has_nothing_to_be_compared_with(posterior: Draw, by_hand: Assess) -> None:
     view = View(by_hand({"nuts": posterior(10)}, None))
-    group = parameter_table(view, view.worst_first).groups[0]
-    assert group.rows[0][0].text == "nuts"
-    assert group.rows[0][3:6] == [Cell(NOT_APPLICABLE)] * 3
+    table = parameter_table(view, view.worst_first)
+    # A column of errors would be empty.
+    assert table.headings == ["method", "mean", "sd", "R-hat", "ESS bulk", "ESS tail", "MCSE"]
+    assert table.groups[0].rows[0][0].text == "nuts"
+    assert Cell(NOT_APPLICABLE) not in table.groups[0].rows[0]
 
 
 @pytest.mark.parametrize(
@@ -280,6 +282,20 @@ def test_folder_that_is_missing_or_is_the_path(
     (tmp_path / f"folder.{ending}").mkdir()
     with pytest.raises(IsADirectoryError, match="it is a folder"):
         comparison.save(tmp_path / f"folder.{ending}")
+
+
+def test_path_that_cannot_be_written_is_refused_before_any_work(
+    comparison: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(self: Comparison) -> dict[str, object]:
+        raise AssertionError("it was begun")
+
+    monkeypatch.setattr(Comparison, "to_dict", work)
+    with pytest.raises(OSError, match=r"cannot write .*: File name too long. Choose"):
+        comparison.save(tmp_path / f"{300 * 'r'}.json")
+    with pytest.raises(AssertionError, match="it was begun"):  # the control
+        comparison.save(tmp_path / "report.json")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_failed_write_keeps_the_old_file(

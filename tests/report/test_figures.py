@@ -267,3 +267,43 @@ def test_energy_says_whether_tails_are_reached(assessment: Assessment) -> None:
     assert "too seldom" in panel.caption
     (panel, *_) = KINDS["energy"].panels(View(assessment), None)
     assert "wide enough" in panel.caption
+
+
+@pytest.mark.parametrize(
+    ("history", "expected"),
+    [
+        ([31.25], "One value was kept, -31.25 nats: it shows no course."),
+        (
+            [40.0, 31.25],
+            "Two values were kept: -40 nats at the first, -31.25 at the last. They show no course.",
+        ),
+        (
+            [40.0, np.inf, 31.5, 31.25],
+            "3 values were kept: -40 nats at the first, -31.25 at the last, -31.5 at the one "
+            "before; 1 value not finite.",
+        ),
+        ([40.0] * 10 + [31.0] * 10, "20 steps; -31 nats on average over the last tenth, 0 more"),
+    ],
+)
+def test_course_of_an_optimisation_claims_no_more_than_was_kept(
+    assessment: Assessment, history: list[float], expected: str
+) -> None:
+    kept = replace(assessment, histories={"full-rank": np.array(history)})
+    (panel,) = KINDS["elbo"].panels(View(kept), None)
+    assert panel.caption.startswith(expected)
+    Comparison(kept).plot("elbo").draw_without_rendering()
+
+
+def test_legends_name_what_is_drawn(assessment: Assessment) -> None:
+    comparison = Comparison(assessment)
+
+    def named(kind: str) -> list[str]:
+        (legend,) = comparison.plot(kind).legends
+        return [text.get_text() for text in legend.get_texts()]
+
+    others = ["mean-field", "full-rank", "flow"]
+    # Chains have no weights, and are the zero line of differences from them.
+    assert named("weights") == others
+    assert named("ecdf") == [*others, "hmc"]
+    assert named("forest") == ["nuts (reference)", *others, "hmc"]
+    assert named("energy") == ["nuts (reference)", "hmc"]

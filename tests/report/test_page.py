@@ -146,6 +146,14 @@ def test_cards_hold_sentence_action_caveat_and_further_reasons(
         assert all(text.count(reason.sentence) == 1 for reason in judgement.reasons)
 
 
+def test_gates_with_one_answer_are_one_row(page: str) -> None:
+    (section,) = re.findall(r'<section id="gates".*?</section>', page, flags=re.DOTALL)
+    rows = [plain(row).split() for row in re.findall(r"<tr.*?</tr>", section, flags=re.DOTALL)]
+    ended = "Did the optimisation end? yes The ELBO rose by 0.01 at the end."
+    assert f"mean-field, full-rank and flow {ended}" in [" ".join(row) for row in rows]
+    assert sum("end?" in row for row in rows) == 1
+
+
 def test_every_picture_says_what_is_seen(page: str) -> None:
     outline = Outline(page)
     alternatives = outline.pictures

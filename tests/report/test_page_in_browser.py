@@ -206,7 +206,7 @@ def report(by_hand: Callable[..., Assessment], tmp_path_factory: pytest.TempPath
 
 
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [320, 390, 735, 1280])
+@pytest.mark.parametrize("width", [320, 390, 735, 740, 1000, 1280])
 def test_page_is_quiet_alone_and_fits(page: Page, report: Path, width: int, dark: bool) -> None:
     page.open(report, width, dark)
     complaints = [

@@ -147,10 +147,16 @@ def repair(
         else:
             output.text(str(found))
         if out is not None:
-            output.note(
-                f"The posterior is in {out}. Give its pair, as it was, to judge it: --model."
-            )
+            output.note(f"The posterior is in {out}.{_how_to_judge(out)}")
     _exit_by([found.after.verdict])
+
+
+def _how_to_judge(folder: Path) -> str:
+    """Return what the next command needs, where the folder does not hold its pair."""
+    from ppl_gen.core import load
+
+    known = load(folder).pair is not None
+    return "" if known else " Give its pair, as it was, to judge it: --model."
 
 
 def _judge(
@@ -177,13 +183,12 @@ def _judge(
     comparison: Comparison = compare_posteriors(
         posteriors, reference=reference, seed=seed, progress=out.progress
     )
-    if report is not None:
-        comparison.save(report)
     if out.as_json:
         out.document(comparison.to_dict())
     else:
         out.text(str(comparison))
     if report is not None:
+        comparison.save(report, progress=out.progress)
         out.note(f"The report is in {report}.")
     _exit_by(comparison.verdicts.values())
 
@@ -213,17 +218,14 @@ def _add_reference(folders: dict[str, Path], reference: str) -> str:
 
 def _check_report(path: Path) -> None:
     """Refuse a report that could not be written, before the work is done."""
+    from ppl_gen.report.files import check_writable
+
     if path.suffix.lower() not in _ENDINGS:
         raise ValueError(
             f"--report {path}: expected a name that ends in {' or '.join(_ENDINGS)}, got "
             f"{path.suffix or 'no ending'!r}."
         )
-    if not path.parent.is_dir():
-        raise FileNotFoundError(
-            f"--report {path}: there is no folder {path.parent}. Make it first."
-        )
-    if path.is_dir():
-        raise IsADirectoryError(f"--report {path}: that is a folder. Name a file.")
+    check_writable(path)
 
 
 def _data_for(run: str, posterior: Posterior, given: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -18,7 +18,7 @@ from ppl_gen.report.figures import (
     traces,
     weights,
 )
-from ppl_gen.report.figures.panel import Panel, draw_grid
+from ppl_gen.report.figures.panel import Legend, Panel, draw_grid
 from ppl_gen.report.view import View
 
 __all__ = ["KINDS", "Kind", "Panel", "draw_grid"]
@@ -37,7 +37,7 @@ class Kind:
         panels: Returns the pictures, given what was found and the parameters.
         needs: What has to be there for any picture.
         of_parameters: Whether there is a picture, or a part of one, for each parameter.
-        of_all_methods: Whether each picture holds all methods, so that a legend is needed.
+        legend: What a legend shows of each method, where a picture holds several.
     """
 
     heading: str
@@ -45,7 +45,7 @@ class Kind:
     panels: Panels
     needs: str = "a parameter"
     of_parameters: bool = False
-    of_all_methods: bool = False
+    legend: Legend = ""
 
 
 # In the order of the page.
@@ -55,14 +55,14 @@ KINDS = {
         "Bars that lie on those of the reference, and are as long, are right.",
         forest.panels,
         of_parameters=True,
-        of_all_methods=True,
+        legend="markers",
     ),
     "marginals": Kind(
         "Marginal distributions",
         "Each curve is what one method says about one parameter. The reference is filled.",
         marginals.panels,
         of_parameters=True,
-        of_all_methods=True,
+        legend="areas",
     ),
     "ecdf": Kind(
         "Differences of distribution functions",
@@ -71,7 +71,7 @@ KINDS = {
         ecdf.panels,
         "a reference and another method",
         of_parameters=True,
-        of_all_methods=True,
+        legend="lines",
     ),
     "pairs": Kind(
         "Pairs of parameters",
@@ -79,7 +79,7 @@ KINDS = {
         "filled.",
         pairs.panels,
         "two parameters",
-        of_all_methods=True,
+        legend="areas",
     ),
     "weights": Kind(
         "Tails of the importance weights",
@@ -87,11 +87,12 @@ KINDS = {
         "that count for all.",
         weights.panels,
         "a method with a guide",
-        of_all_methods=True,
+        legend="markers",
     ),
     "elbo": Kind(
         "Course of the optimisation",
-        "The ELBO of each step: an optimisation that has ended is flat at its right end.",
+        "The ELBO of each step, or of each stage where few values were kept. An optimisation of "
+        "many steps that has ended is flat at its right end.",
         traces.panels,
         "a method that was optimised",
     ),
@@ -121,6 +122,6 @@ KINDS = {
         "the grey band 95 % of curves of a right model stay.",
         loo_pit.panels,
         "pointwise predictions of the data",
-        of_all_methods=True,
+        legend="lines",
     ),
 }

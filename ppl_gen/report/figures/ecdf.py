@@ -70,6 +70,7 @@ def _panel(view: View, parameter: str) -> Panel:
         f"{listed(view.others)} and that by {view.anchor}",
         caption=_caption(differences),
         draw=draw,
+        methods=view.others,
     )
 
 

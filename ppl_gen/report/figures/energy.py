@@ -45,6 +45,7 @@ def panels(view: View, parameters: Sequence[str] | None = None) -> list[Panel]:
                 kind=f"Densities of the energy of {method} and of its changes from draw to draw",
                 caption=_caption(energy, view.assessment.thresholds.min_bfmi),
                 draw=partial(_draw, energy, view.styles[method]),
+                methods=[method],
             )
         )
     return found

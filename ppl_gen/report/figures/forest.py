@@ -47,6 +47,7 @@ def panels(view: View, parameters: Sequence[str]) -> list[Panel]:
             kind=f"Intervals of {listed(shown[:3])}{' and others' * (len(shown) > 3)} by method",
             caption=_caption(view, intervals),
             draw=draw,
+            methods=view.methods,
             width=4.6,
             height=0.55 + 0.095 * rows,
         )
@@ -106,7 +107,9 @@ def _draw(view: View, intervals: Mapping[str, Mapping[str, Array]], axes: Axes, 
                     parse_math=False,
                 )
                 continue
-            axes.plot(q[[0, 4]], [height] * 2, color=style.colour, linewidth=1.0)
+            axes.plot(
+                q[[0, 4]], [height] * 2, color=style.colour, linestyle=style.line, linewidth=1.0
+            )
             axes.plot(
                 q[[1, 3]], [height] * 2, color=style.colour, linewidth=3.0, solid_capstyle="butt"
             )

@@ -47,6 +47,7 @@ def panels(view: View, parameters: Sequence[str] | None = None) -> list[Panel]:
             kind=f"LOO-PIT of {site}: distribution functions less that of uniform numbers",
             caption=_caption(values),
             draw=partial(_draw, values, view.styles),
+            methods=list(values),
         )
         for site, values in sites.items()
     ]

@@ -43,6 +43,7 @@ def panels(view: View, parameters: Sequence[str]) -> list[Panel]:
             kind=f"Densities of {parameter} by {listed(view.methods)}",
             caption=errors_in_words(view, parameter),
             draw=partial(draw_densities, view.draws(parameter), view.reference, view.styles),
+            methods=view.methods,
         )
         for parameter in parameters
     ]

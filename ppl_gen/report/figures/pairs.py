@@ -89,6 +89,7 @@ def _panel(view: View, pair: tuple[str, str]) -> Panel:
         kind=f"Where most draws of {pair[0]} (across) and {pair[1]} (up) are",
         caption=f"Correlation {seen}.",
         draw=partial(_draw, first, second, view.reference, view.styles),
+        methods=view.methods,
         height=2.4,
     )
 

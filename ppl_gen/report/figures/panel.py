@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ppl_gen.report.styles import Style
 
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-__all__ = ["Panel", "draw_grid", "plain_axes"]
+__all__ = ["Legend", "Panel", "draw_grid", "plain_axes"]
+
+# The line of each method, with its marker, or the reference as a filled area; or no legend.
+Legend: TypeAlias = Literal["", "lines", "markers", "areas"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Panel:
         kind: What sort of picture it is, for whoever cannot see it.
         caption: What is seen, with the numbers.
         draw: Draws it into axes, in the colour given for axis and text.
+        methods: The methods that are drawn, which a legend names.
         width: In inches.
         height: In inches.
     """
@@ -34,6 +38,7 @@ class Panel:
     kind: str
     caption: str
     draw: Callable[[Axes, str], None]
+    methods: Sequence[str]
     width: float = 3.0
     height: float = 1.75
 
@@ -42,6 +47,7 @@ def draw_grid(
     panels: Sequence[Panel],
     styles: Mapping[str, Style],
     reference: str | None,
+    legend: Legend,
     title: str | None = None,
 ) -> Figure:
     """Draw pictures side by side, with one legend.
@@ -50,8 +56,9 @@ def draw_grid(
 
     Args:
         panels: What to draw, at least one.
-        styles: The methods of the legend.
-        reference: The one that is drawn filled; None where there is none.
+        styles: How each method is drawn, in the order of the legend.
+        reference: Name of the reference; None where there is none.
+        legend: What the legend shows of each method that is drawn.
         title: A line above the pictures.
 
     Returns:
@@ -74,7 +81,9 @@ def draw_grid(
         place.set_title(panel.title, fontsize=9, color="black", parse_math=False)
     for place in axes[len(panels) :]:
         place.set_axis_off()
-    _draw_legend(figure, styles, reference, columns)
+    drawn = {method for panel in panels for method in panel.methods}
+    shown = {method: style for method, style in styles.items() if method in drawn}
+    _draw_legend(figure, shown, reference, legend, columns)
     if title:
         figure.suptitle(title, fontsize=10, parse_math=False)
     return figure
@@ -108,19 +117,29 @@ def plain_axes(axes: Axes, ink: str, *, left: bool = True) -> None:
 
 
 def _draw_legend(
-    figure: Figure, styles: Mapping[str, Style], reference: str | None, columns: int
+    figure: Figure,
+    styles: Mapping[str, Style],
+    reference: str | None,
+    legend: Legend,
+    columns: int,
 ) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     handles: list[Line2D | Patch] = [
         Patch(facecolor=style.colour, edgecolor=style.colour, alpha=0.5)
-        if method == reference
-        else Line2D([], [], color=style.colour, linestyle=style.line)
+        if method == reference and legend == "areas"
+        else Line2D(
+            [],
+            [],
+            color=style.colour,
+            linestyle=style.line,
+            marker=style.marker if legend == "markers" else "",
+        )
         for method, style in styles.items()
     ]
     # Names go in afterwards: matplotlib leaves labels out that begin with an underscore.
-    legend = figure.legend(
+    box = figure.legend(
         handles,
         [f"method {index}" for index in range(len(handles))],
         loc="outside lower center",
@@ -128,6 +147,6 @@ def _draw_legend(
         frameon=False,
         fontsize=9,
     )
-    for text, name in zip(legend.get_texts(), styles, strict=True):
+    for text, name in zip(box.get_texts(), styles, strict=True):
         text.set_parse_math(False)
         text.set_text(f"{name} (reference)" if name == reference else name)

@@ -56,6 +56,7 @@ def panels(view: View, parameters: Sequence[str] | None = None) -> list[Panel]:
                     kind=f"Observed {site} and data replicated from {method}",
                     caption=_caption(fit, site),
                     draw=partial(_draw, replicated, observed.ravel(), view.styles[method]),
+                    methods=[method],
                 )
             )
     return found

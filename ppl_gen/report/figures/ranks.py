@@ -50,6 +50,7 @@ def panels(view: View, parameters: Sequence[str] | None = None) -> list[Panel]:
                 kind=f"Rank histograms of the chains of {method} in {worst}",
                 caption=_caption(histograms, draws.shape, float(r_hats[worst]), worst),
                 draw=partial(_draw, histograms, view.styles[method]),
+                methods=[method],
             )
         )
     return found

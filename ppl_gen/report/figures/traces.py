@@ -22,7 +22,7 @@ __all__ = ["panels"]
 Array: TypeAlias = NDArray[np.float64]
 
 _BLOCKS = 150
-# A method that evaluates its objective so seldom has no steps to be averaged.
+# Fewer values have no tenths to be averaged.
 _FEW = 20
 
 
@@ -36,7 +36,7 @@ def panels(view: View, parameters: Sequence[str] | None = None) -> list[Panel]:
     found = []
     for method in view.methods:
         history = view.assessment.histories.get(method)
-        if history is None or np.isfinite(history).sum() < 2:
+        if history is None or not np.isfinite(history).any():
             continue
         found.append(
             Panel(
@@ -44,6 +44,7 @@ def panels(view: View, parameters: Sequence[str] | None = None) -> list[Panel]:
                 kind=f"The ELBO of {method} by step",
                 caption=_caption(-history),
                 draw=partial(_draw, -history, view.styles[method]),
+                methods=[method],
             )
         )
     return found
@@ -51,22 +52,29 @@ def panels(view: View, parameters: Sequence[str] | None = None) -> list[Panel]:
 
 def _caption(objective: Array) -> str:
     finite = objective[np.isfinite(objective)]
-    if len(finite) < _FEW:
-        change = abs(finite[-1] - finite[-2])
-        return (
-            f"{count(len(finite), 'evaluation')}; {finite[-1]:.5g} nats at the last, "
-            f"{change:.2g} from the one before."
-        )
-    tenth = max(len(finite) // 10, 1)
-    last, before = finite[-tenth:], finite[-2 * tenth : -tenth]
+    text = _few(finite) if len(finite) < _FEW else _many(finite, len(objective))
     lost = len(objective) - len(finite)
-    text = f"{count(len(objective), 'step')}; {last.mean():.5g} nats on average over the last tenth"
-    if len(before):
-        change = last.mean() - before.mean()
-        text += (
-            f", {abs(change):.2g} {'more' if change >= 0.0 else 'less'} than in the tenth before"
-        )
     return f"{text}; {count(lost, 'value')} not finite." if lost else f"{text}."
+
+
+def _few(values: Array) -> str:
+    """Say what there is of an objective that was kept too seldom to show a course."""
+    if len(values) == 1:
+        return f"One value was kept, {values[0]:.5g} nats: it shows no course"
+    ends = f"{values[0]:.5g} nats at the first, {values[-1]:.5g} at the last"
+    if len(values) == 2:
+        return f"Two values were kept: {ends}. They show no course"
+    return f"{count(len(values), 'value')} were kept: {ends}, {values[-2]:.5g} at the one before"
+
+
+def _many(values: Array, steps: int) -> str:
+    tenth = len(values) // 10
+    last, before = values[-tenth:].mean(), values[-2 * tenth : -tenth].mean()
+    side = "more" if last >= before else "less"
+    return (
+        f"{count(steps, 'step')}; {last:.5g} nats on average over the last tenth, "
+        f"{abs(last - before):.2g} {side} than in the tenth before"
+    )
 
 
 def _draw(objective: Array, style: Style, axes: Axes, ink: str) -> None:
@@ -74,8 +82,8 @@ def _draw(objective: Array, style: Style, axes: Axes, ink: str) -> None:
     keep = np.isfinite(objective)
     steps, values = steps[keep], objective[keep]
     if len(values) < _FEW:
-        axes.plot(steps, values, style.marker, color=style.colour, linestyle=style.line)
-        axes.set_xlabel("evaluation")
+        axes.plot(steps, values, marker=style.marker, color=style.colour, linestyle=style.line)
+        axes.set_xlabel("value that was kept")
         plain_axes(axes, ink)
         axes.set_xticks(np.unique(np.linspace(1, len(objective), 5).astype(int)))
         return

@@ -39,8 +39,9 @@ def panels(view: View, parameters: Sequence[str] | None = None) -> list[Panel]:
         Panel(
             title="Tails of the importance weights",
             kind=f"The largest importance weights of {listed(list(weights))}, in descending order",
-            caption=" ".join(_caption(name, found) for name, found in weights.items()),
+            caption="\n".join(_caption(name, found) for name, found in weights.items()),
             draw=draw,
+            methods=list(weights),
             width=4.2,
             height=2.4,
         )
