@@ -19,17 +19,24 @@ runs/conditional_vae_mnist:
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 import ppl_gen as pg
-from ppl_gen.core import NonFiniteLossError
-from ppl_gen.data import DatasetUnavailableError, load_images
+from common import (
+    add_shared,
+    claim_folder,
+    load_dataset,
+    make_parser,
+    one_of_each,
+    positive,
+    print_contents,
+    run_as_command,
+    save,
+    write_metrics,
+)
 from ppl_gen.inference import SVI, EpochInfo
 from ppl_gen.models import ConditionalVAE
 from ppl_gen.report.images import draw_images
@@ -39,21 +46,12 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse(argv)
-    try:
-        run(options)
-    except (DatasetUnavailableError, NonFiniteLossError, ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
+    run_as_command(run, parse(argv))
 
 
 def run(options: argparse.Namespace) -> None:
-    make_folder(options.out, overwrite=options.overwrite)
-    print("Loading images; a download is given up after 30 seconds.", flush=True)
-    dataset = load_images(options.dataset, options.data_dir)
-    if dataset.note:
-        print(f"Note: {dataset.note}\n")
+    claim_folder(options.out, overwrite=options.overwrite)
+    dataset = load_dataset(options)
     epochs = options.epochs or (10 if dataset.name == "MNIST" else 200)
     train = {"x": dataset.train_images, "y": dataset.train_labels}
     test = {"x": dataset.test_images, "y": dataset.test_labels}
@@ -115,12 +113,11 @@ def run(options: argparse.Namespace) -> None:
         "seconds": round(posterior.provenance["seconds"], 2),
         "interrupted": posterior.interrupted,
     }
-    text = json.dumps(metrics, indent=2) + "\n"
-    (options.out / "metrics.json").write_text(text, encoding="utf-8")
+    write_metrics(options.out, metrics)
     save(draw_classes(trained), options.out / "classes.png")
     save(draw_style_transfer(trained, **test), options.out / "style_transfer.png")
     save(draw_reconstructions(trained, **test), options.out / "reconstructions.png")
-    print(f"\nIn {options.out}: {', '.join(sorted(path.name for path in options.out.iterdir()))}")
+    print_contents(options.out)
 
 
 HEADER = (
@@ -173,59 +170,23 @@ def draw_reconstructions(pair: ConditionalVAE, x: torch.Tensor, y: torch.Tensor)
     )
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure."""
-    figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.15)
-
-
-def one_of_each(labels: torch.Tensor, number: int) -> torch.Tensor:
-    """Return the index of the image of that number (from 0) with each label there is."""
-    found = [(labels == label).nonzero()[:, 0] for label in labels.unique()]
-    return torch.stack([indices[number % len(indices)] for indices in found])
-
-
 # Command line
-
-
-def make_folder(out: Path, *, overwrite: bool) -> None:
-    """Make the folder of the results before any work is done for them."""
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        msg = f"{out} exists. Give another folder by --out, or add --overwrite."
-        raise FileExistsError(msg)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        msg = f"{out} cannot be made: {error}. Give another folder by --out."
-        raise OSError(msg) from error
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-
-    def positive(text: str) -> int:
-        if (value := int(text)) < 1:
-            msg = f"expected at least 1, got {value}"
-            raise argparse.ArgumentTypeError(msg)
-        return value
+    parser = make_parser(__doc__)
 
     def add(name: str, default: Any, text: str, **more: Any) -> None:
         parser.add_argument(name, default=default, help=text, **more)
 
-    add("--data-dir", None, "folder with a copy, as MNIST/raw; else it is downloaded", type=Path)
-    add("--dataset", "auto", "auto, mnist or digits; auto takes digits if there is no MNIST")
     add("--latent-size", 8, "number of latent variables of an image", type=positive)
     add("--hidden-sizes", [400, 400], "sizes of the hidden layers", type=positive, nargs="+")
     add("--epochs", None, "passes over the images; 10 for MNIST, 200 for digits", type=positive)
     add("--batch-size", 128, "images in a step", type=positive)
     add("--learning-rate", 3e-3, "first step size of Adam", type=float)
-    add("--train-images", None, "use only so many training images", type=positive)
-    add("--seed", 0, "seed of everything random", type=int)
-    add("--out", Path("runs/conditional_vae_mnist"), "folder for the results", type=Path)
-    parser.add_argument("--overwrite", action="store_true", help="write into an existing folder")
+    names = ("--dataset", "--data-dir", "--train-images", "--seed", "--overwrite")
+    add_shared(parser, *names, out="runs/conditional_vae_mnist")
     return parser.parse_args(argv)
 
 

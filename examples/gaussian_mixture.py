@@ -20,8 +20,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,6 +29,7 @@ from matplotlib.figure import Figure
 from sklearn.datasets import load_wine
 
 import ppl_gen as pg
+from common import add_shared, claim_folder, fit_all, make_parser, run_as_command
 from ppl_gen.core import Method
 from ppl_gen.diagnostics import rhat
 from ppl_gen.inference import HMC, NUTS, SVI
@@ -42,8 +41,11 @@ COLORS = ("#0072B2", "#E69F00", "#CC3377", "#009E73", "#56B4E9", "#D55E00")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = parse(arguments)
-    out = make_folder(options.out, overwrite=options.overwrite)
+    run_as_command(run, parse(arguments))
+
+
+def run(options: argparse.Namespace) -> None:
+    out = claim_folder(options.out, overwrite=options.overwrite)
     x, cultivars = wines()
     pair = GaussianMixture(num_components=3, num_features=2)
     chains = {"chains": options.chains, "draws": options.draws, "warmup": options.warmup}
@@ -71,23 +73,6 @@ def main(arguments: list[str] | None = None) -> None:
     draw_density(pair, posteriors, x).savefig(out / "density.png", dpi=150)
     draw_responsibilities(pair, posteriors, x).savefig(out / "responsibilities.png", dpi=150)
     print(f"Written: comparison.html and three pictures in {out}")
-
-
-def fit_all(
-    pair: pg.Pair,
-    data: dict[str, torch.Tensor],
-    methods: dict[str, Method],
-    seed: int,
-    folder: Path,
-) -> dict[str, pg.Posterior]:
-    """Fit the pair by each method and save what comes out; Ctrl-C loses nothing."""
-    posteriors: dict[str, pg.Posterior] = {}
-    for name, method in methods.items():
-        posteriors[name] = pg.fit(pair, data, method, seed=seed)
-        posteriors[name].save(folder / name, overwrite=True)
-        if posteriors[name].interrupted:
-            sys.exit(f"interrupted: what was done so far is in {folder}, {name} marked as stopped")
-    return posteriors
 
 
 def wines() -> tuple[torch.Tensor, torch.Tensor]:
@@ -170,39 +155,11 @@ def draw_responsibilities(
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    def positive(text: str) -> int:
-        value = int(text)
-        if value < 1:
-            raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
-        return value
-
-    summary = (__doc__ or "").split("\n", 1)[0]
-    parser = argparse.ArgumentParser(
-        description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/gaussian_mixture"), help="folder of the results"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="write into a folder that exists")
-    parser.add_argument("--chains", type=positive, default=4, help="chains of HMC and NUTS")
-    parser.add_argument("--draws", type=positive, default=200, help="draws of each chain")
-    parser.add_argument("--warmup", type=positive, default=150, help="warm-up of each chain")
-    parser.add_argument("--steps", type=positive, default=1000, help="steps of SVI")
-    parser.add_argument("--seed", type=int, default=0, help="seed of every fit")
+    parser = make_parser(__doc__)
+    names = ("--chains", "--draws", "--warmup", "--steps", "--seed", "--overwrite")
+    defaults = {"draws": 200, "warmup": 150, "steps": 1000}
+    add_shared(parser, *names, out="runs/gaussian_mixture", **defaults)
     return parser.parse_args(arguments)
-
-
-def make_folder(out: Path, *, overwrite: bool) -> Path:
-    """Make the folder of the results before any work is done for them."""
-    if out.exists() and not out.is_dir():
-        raise SystemExit(f"{out} is no folder. Give another one by --out.")
-    if out.exists() and not overwrite:
-        raise SystemExit(f"{out} exists. Give another folder by --out, or add --overwrite.")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SystemExit(f"{out} cannot be made: {error}. Give another folder by --out.") from error
-    return out
 
 
 if __name__ == "__main__":

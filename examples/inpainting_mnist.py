@@ -17,7 +17,6 @@ prints how well hidden pixels are predicted, and writes into runs/inpainting_mni
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path
@@ -26,8 +25,17 @@ import torch
 from matplotlib.figure import Figure
 
 import ppl_gen as pg
-from ppl_gen.core import LoadError, NonFiniteLossError
-from ppl_gen.data import DatasetUnavailableError, ImageDataset, load_images
+from common import (
+    add_shared,
+    claim_folder,
+    load_dataset,
+    make_parser,
+    one_of_each,
+    positive,
+    run_as_command,
+    write_metrics,
+)
+from ppl_gen.data import ImageDataset
 from ppl_gen.inference import SVI, Imputation, impute
 from ppl_gen.models import VAE
 
@@ -40,19 +48,12 @@ HIDDEN_COLOR = (0.36, 0.55, 0.75)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    try:
-        run(parse(arguments))
-    except (DatasetUnavailableError, NonFiniteLossError, ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
+    run_as_command(run, parse(arguments))
 
 
 def run(options: argparse.Namespace) -> None:
-    out = make_folder(options.out, overwrite=options.overwrite)
-    dataset = load_images(options.dataset, options.data_dir)
-    if dataset.note:
-        print(f"Note: {dataset.note}\n")
+    out = claim_folder(options.out, overwrite=options.overwrite)
+    dataset = load_dataset(options)
     posterior = load(options.posterior) if options.posterior else train(dataset, options, out)
     pair = posterior.pair
     assert isinstance(pair, VAE)
@@ -82,7 +83,7 @@ def run(options: argparse.Namespace) -> None:
         draw_picture(
             f"Hidden: {TITLES[name]}", pair, images[shown], mask[shown], pick(filled, shown)
         ).savefig(out / f"{name}.png", dpi=150)
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    write_metrics(out, metrics)
     print(f"\nWritten: the numbers and {len(metrics)} pictures in {out}")
 
 
@@ -107,10 +108,7 @@ def train(dataset: ImageDataset, options: argparse.Namespace, out: Path) -> pg.P
 
 def load(folder: Path) -> pg.Posterior:
     """Return a saved VAE of binary or gray images."""
-    try:
-        posterior = pg.load(folder)
-    except (LoadError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    posterior = pg.load(folder)
     pair = posterior.pair
     if not isinstance(pair, VAE) or pair.likelihood not in ("bernoulli", "binarized"):
         sys.exit(
@@ -188,11 +186,6 @@ def pick(filled: Imputation, rows: torch.Tensor) -> Imputation:
     )
 
 
-def one_of_each(labels: torch.Tensor) -> torch.Tensor:
-    """Return the index of the first image with each label there is."""
-    return torch.stack([(labels == label).nonzero()[0, 0] for label in labels.unique()])
-
-
 def draw_picture(
     title: str, pair: VAE, images: torch.Tensor, mask: torch.Tensor, filled: Imputation
 ) -> Figure:
@@ -223,43 +216,18 @@ def draw_picture(
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    def positive(text: str) -> int:
-        value = int(text)
-        if value < 1:
-            raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
-        return value
-
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").split("\n", 1)[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--posterior", type=Path, help="folder of a saved VAE; else one is trained")
-    add("--data-dir", type=Path, help="folder with a local copy, as MNIST/raw; else downloaded")
-    add("--dataset", default="auto", choices=["auto", "mnist", "digits"], help="which images")
     add("--latent-size", type=positive, default=20, help="latent variables of an image")
     add("--hidden-sizes", type=positive, nargs="+", default=[400], help="hidden layers")
     add("--epochs", type=positive, help="passes over the images: 10 for MNIST, 200 for digits")
     add("--images", type=positive, default=100, help="test images to hide pixels of")
     add("--draws", type=positive, default=100, help="draws for each of them")
     add("--importance-samples", type=positive, default=1000, help="for whole images")
-    add("--seed", type=int, default=0, help="seed of everything random")
-    add("--out", type=Path, default=Path("runs/inpainting_mnist"), help="folder of the results")
-    add("--overwrite", action="store_true", help="write into a folder that exists")
+    names = ("--dataset", "--data-dir", "--seed", "--overwrite")
+    add_shared(parser, *names, out="runs/inpainting_mnist")
     return parser.parse_args(arguments)
-
-
-def make_folder(out: Path, *, overwrite: bool) -> Path:
-    """Make the folder of the results before any work is done for them."""
-    if out.exists() and not out.is_dir():
-        raise SystemExit(f"{out} is no folder. Give another one by --out.")
-    if out.exists() and not overwrite:
-        raise SystemExit(f"{out} exists. Give another folder by --out, or add --overwrite.")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SystemExit(f"{out} cannot be made: {error}. Give another folder by --out.") from error
-    return out
 
 
 if __name__ == "__main__":

@@ -18,10 +18,8 @@ same command, and one that has ended is not made again. Into runs/iwae_mnist/ go
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,8 +29,16 @@ from rich.console import Console
 from rich.progress import track
 
 import ppl_gen as pg
-from ppl_gen.core import NonFiniteLossError
-from ppl_gen.data import DatasetUnavailableError, load_images
+from common import (
+    add_shared,
+    as_json,
+    claim_folder,
+    load_dataset,
+    make_parser,
+    positive,
+    run_as_command,
+    write_metrics,
+)
 from ppl_gen.inference import SVI, EpochInfo, ImportanceWeighted
 from ppl_gen.models import VAE
 
@@ -44,19 +50,12 @@ LEAST_VARIANCE = 0.01
 
 
 def main(arguments: list[str] | None = None) -> None:
-    try:
-        run(parse(arguments))
-    except (DatasetUnavailableError, NonFiniteLossError, ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted: the same command goes on")
+    run_as_command(run, parse(arguments), "interrupted: the same command goes on")
 
 
 def run(options: argparse.Namespace) -> None:
-    dataset = load_images(options.dataset, options.data_dir)
-    if dataset.note:
-        print(f"Note: {dataset.note}\n")
-    options.out.mkdir(parents=True, exist_ok=True)
+    claim_folder(options.out, resume=True)
+    dataset = load_dataset(options)
     images = dataset.train_images[: options.train_images]
     options.batch_size = min(options.batch_size, len(images))
     test = torch.bernoulli(
@@ -94,10 +93,10 @@ def run(options: argparse.Namespace) -> None:
         "dataset": dataset.name,
         "training_images": len(images),
         "test_images": len(test),
-        "options": {n: str(v) if isinstance(v, Path) else v for n, v in vars(options).items()},
+        "options": as_json(options),
         "results": results,
     }
-    (options.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")
+    write_metrics(options.out, metrics)
     draw(results, options).savefig(options.out / "iwae.png", dpi=150)
     print(f"Written: metrics.json and iwae.png in {options.out}")
 
@@ -219,16 +218,7 @@ def draw(results: dict[int, dict[str, Any]], options: argparse.Namespace) -> Fig
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    def positive(text: str) -> int:
-        value = int(text)
-        if value < 1:
-            raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
-        return value
-
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").split("\n", 1)[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--k", type=positive, nargs="+", default=[1, 50], help="draws under the logarithm")
     add("--epochs", type=positive, default=20, help="passes over the images")
@@ -236,13 +226,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--learning-rate", type=float, default=1e-3, help="first step size of Adam")
     add("--latent-size", type=positive, default=50, help="latent variables of an image")
     add("--hidden-sizes", type=positive, nargs="+", default=[200, 200], help="hidden layers")
-    add("--train-images", type=positive, help="use only so many training images")
     add("--test-images", type=positive, default=1000, help="images that are scored")
     add("--samples", type=positive, default=5000, help="importance samples for each of them")
-    add("--data-dir", type=Path, help="folder with a local copy, as MNIST/raw; else downloaded")
-    add("--dataset", default="auto", choices=["auto", "mnist", "digits"], help="which images")
-    add("--seed", type=int, default=0, help="seed of everything random")
-    add("--out", type=Path, default=Path("runs/iwae_mnist"), help="folder of the results")
+    names = ("--dataset", "--data-dir", "--train-images", "--seed")
+    add_shared(parser, *names, out="runs/iwae_mnist")
     return parser.parse_args(arguments)
 
 

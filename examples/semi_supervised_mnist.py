@@ -23,18 +23,25 @@ prints the test accuracy after each epoch, and writes into runs/semi_supervised_
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from sklearn.linear_model import LogisticRegression
 
 import ppl_gen as pg
-from ppl_gen.core import NonFiniteLossError
-from ppl_gen.data import DatasetUnavailableError, ImageDataset, load_images
+from common import (
+    add_shared,
+    claim_folder,
+    load_dataset,
+    make_parser,
+    positive,
+    print_contents,
+    run_as_command,
+    save,
+    write_metrics,
+)
+from ppl_gen.data import ImageDataset
 from ppl_gen.inference import SVI, EpochInfo
 from ppl_gen.models import VAE, SemiSupervisedVAE
 from ppl_gen.report.images import draw_images
@@ -44,21 +51,12 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse(argv)
-    try:
-        run(options)
-    except (DatasetUnavailableError, NonFiniteLossError, ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
+    run_as_command(run, parse(argv))
 
 
 def run(options: argparse.Namespace) -> None:
-    make_folder(options.out, overwrite=options.overwrite)
-    print("Loading images; a download is given up after 30 seconds.", flush=True)
-    dataset = load_images(options.dataset, options.data_dir)
-    if dataset.note:
-        print(f"Note: {dataset.note}\n")
+    claim_folder(options.out, overwrite=options.overwrite, posteriors=("vae", "posterior"))
+    dataset = load_dataset(options)
     is_mnist = dataset.name == "MNIST"
     labelled = choose(dataset.train_labels, options.labels, options.seed)
     given = dataset.train_labels[labelled]
@@ -137,15 +135,14 @@ def run(options: argparse.Namespace) -> None:
         "seconds": round(posterior.provenance["seconds"], 2),
         "interrupted": posterior.interrupted,
     }
-    text = json.dumps(metrics, indent=2) + "\n"
-    (options.out / "metrics.json").write_text(text, encoding="utf-8")
+    write_metrics(options.out, metrics)
     save(draw_labelled(dataset.train_images[labelled], given), options.out / "labelled.png")
     save(draw_accuracy(log, baseline, len(given)), options.out / "accuracy.png")
     save(draw_confusion(probs, dataset.test_labels), options.out / "confusion.png")
     save(draw_samples(vae, trained), options.out / "samples.png")
     save(draw_uncertain(dataset, probs), options.out / "uncertain.png")
     print(f"\nTest accuracy from {len(given)} labels: {accuracy:.2%}")
-    print(f"In {options.out}: {', '.join(sorted(path.name for path in options.out.iterdir()))}")
+    print_contents(options.out)
 
 
 ROW = "{epoch:5.0f}{loss:10.2f}{test_accuracy:15.2%}{seconds:11.1f}"
@@ -269,44 +266,16 @@ def draw_uncertain(dataset: ImageDataset, probs: torch.Tensor) -> Figure:
     )
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure."""
-    figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.15)
-
-
 # Command line
-
-
-def make_folder(out: Path, *, overwrite: bool) -> None:
-    """Make the folder of the results before any work is done for them."""
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        msg = f"{out} exists. Give another folder by --out, or add --overwrite."
-        raise FileExistsError(msg)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        msg = f"{out} cannot be made: {error}. Give another folder by --out."
-        raise OSError(msg) from error
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-
-    def positive(text: str) -> int:
-        if (value := int(text)) < 1:
-            msg = f"expected at least 1, got {value}"
-            raise argparse.ArgumentTypeError(msg)
-        return value
+    parser = make_parser(__doc__)
 
     def add(name: str, default: Any, text: str, **more: Any) -> None:
         parser.add_argument(name, default=default, help=text, **more)
 
-    add("--data-dir", None, "folder with a copy, as MNIST/raw; else it is downloaded", type=Path)
-    add("--dataset", "auto", "auto, mnist or digits; auto takes digits if there is no MNIST")
     add("--labels", 10, "labelled images of each digit", type=positive)
     add("--alpha", 1.0, "weight of the classification loss", type=float)
     add("--features", 30, "latent variables of the first model", type=positive)
@@ -315,9 +284,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--epochs", None, "epochs of the second; 6 for MNIST, 60 for digits", type=positive)
     add("--batch-size", 100, "images in a step of the second", type=positive)
     add("--learning-rate", 6e-3, "first step size of Adam for the second", type=float)
-    add("--seed", 0, "seed of everything random, of the choice of labels as well", type=int)
-    add("--out", Path("runs/semi_supervised_mnist"), "folder for the results", type=Path)
-    parser.add_argument("--overwrite", action="store_true", help="write into an existing folder")
+    names = ("--dataset", "--data-dir", "--seed", "--overwrite")
+    add_shared(parser, *names, out="runs/semi_supervised_mnist")
     return parser.parse_args(argv)
 
 

@@ -10,45 +10,43 @@ Pictures, numbers and the trained model go to runs/vae_mnist; --help lists all o
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import track
 
 import ppl_gen as pg
+from common import (
+    add_shared,
+    as_json,
+    claim_folder,
+    load_dataset,
+    make_parser,
+    one_of_each,
+    positive,
+    print_contents,
+    run_as_command,
+    save,
+    write_metrics,
+)
 from ppl_gen.core import NonFiniteLossError
-from ppl_gen.data import DatasetUnavailableError, load_images
 from ppl_gen.inference import SVI, EpochInfo
 from ppl_gen.models import VAE
 from ppl_gen.report.images import draw_images
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse(argv)
-    try:
-        run(options)
-    except (DatasetUnavailableError, NonFiniteLossError, ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted before there was anything to keep")
+    run_as_command(run, parse(argv), "interrupted before there was anything to keep")
 
 
 def run(options: argparse.Namespace) -> None:
     out = claim_folder(options.out, overwrite=options.overwrite)
-    print("Loading images; a download is given up after 30 seconds.", flush=True)
-    dataset = load_images(options.dataset, options.data_dir)
-    if dataset.note:
-        print(f"Note: {dataset.note}\n")
+    dataset = load_dataset(options)
     if options.epochs is None:
         options.epochs = 10 if dataset.name == "MNIST" else 200
 
@@ -105,9 +103,7 @@ def run(options: argparse.Namespace) -> None:
     metrics = {
         "dataset": dataset.name,
         "note": dataset.note,
-        "options": {
-            name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()
-        },
+        "options": as_json(options),
         "parameters": sum(parameter.numel() for parameter in trained.parameters()),
         "training_images": len(train),
         "test_images": len(test),
@@ -137,7 +133,7 @@ def run(options: argparse.Namespace) -> None:
         metrics["interrupted"] = True
         print("\nInterrupted: no log-likelihood.")
     write_metrics(out, metrics)
-    print(f"\nIn {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    print_contents(out)
 
 
 HEADER = (
@@ -225,34 +221,6 @@ def describe(
         f"{num_train:,} training and {num_test:,} test images, {options.epochs} epochs.\n"
         f"Scored after each epoch: {min(num_train, num_test):,} training and all test images."
     )
-
-
-def claim_folder(out: Path, *, overwrite: bool) -> Path:
-    """Make the output folder before any training, and see that it can be written to."""
-    if out.exists() and not out.is_dir():
-        msg = f"{out} is a file. Choose another folder by --out."
-        raise FileExistsError(msg)
-    if out.is_dir() and any(out.iterdir()):
-        if not overwrite:
-            msg = f"the folder {out} exists. Choose another one by --out, or add --overwrite."
-            raise FileExistsError(msg)
-        saved = out / "posterior"
-        if saved.exists() and not (saved / "posterior.json").is_file():
-            msg = f"{saved} holds no saved posterior, and is not overwritten. Remove it."
-            raise FileExistsError(msg)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        msg = f"cannot write to {out} ({error.strerror}). Choose another folder by --out."
-        raise OSError(msg) from error
-    return out
-
-
-def write_metrics(out: Path, metrics: dict[str, Any]) -> None:
-    """Write the numbers as JSON."""
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
 
 
 # Pictures
@@ -388,21 +356,10 @@ def draw_loss_curve(path: Path, log: list[dict[str, float]]) -> None:
     save(figure, path)
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure."""
-    figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.15)
-
-
 def gray(images: torch.Tensor, pair: VAE) -> torch.Tensor:
     """Return images on the scale of the data as gray levels in [0, 1]."""
     highest = pair.num_categories - 1 if pair.likelihood == "categorical" else 1
     return (images / highest).clamp(0.0, 1.0)
-
-
-def one_of_each(labels: torch.Tensor, number: int) -> torch.Tensor:
-    """Return the index of the image of that number (from 0) with each label there is."""
-    found = [(labels == label).nonzero()[:, 0] for label in labels.unique()]
-    return torch.stack([indices[number % len(indices)] for indices in found])
 
 
 def latent_kl(pair: VAE, images: torch.Tensor) -> torch.Tensor:
@@ -417,44 +374,28 @@ def latent_kl(pair: VAE, images: torch.Tensor) -> torch.Tensor:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(__doc__)
 
     def add(name: str, default: Any, text: str, **more: Any) -> None:
         kind = {"type": type(default)} if default is not None else {}
         parser.add_argument(name, default=default, help=text, **kind | more)
 
-    add(
-        "--data-dir",
-        None,
-        "folder with a local copy, as MNIST/raw; else it is downloaded",
-        type=Path,
-    )
-    add("--dataset", "auto", "auto, mnist or digits; auto takes digits if there is no MNIST")
     add("--likelihood", "bernoulli", "bernoulli (gray pixels), binarized, gaussian or categorical")
     add("--num-categories", 16, "gray levels for --likelihood categorical")
     add("--network", "mlp", "mlp or convolutional")
     add("--latent-size", 20, "number of latent variables of an image")
     add("--hidden-sizes", [400], "sizes of the hidden layers", type=int, nargs="+")
     add("--beta", 1.0, "weight of the KL divergence")
-    add("--epochs", None, "passes over the images; 10 for MNIST, 200 for the few digits", type=int)
-    add("--batch-size", 128, "images in a step")
+    epochs = "passes over the images; 10 for MNIST, 200 for the few digits"
+    add("--epochs", None, epochs, type=positive)
+    add("--batch-size", 128, "images in a step", type=positive)
     add("--learning-rate", 1e-3, "first step size of Adam")
-    add("--train-images", None, "use only so many training images", type=int)
-    add("--test-images", 1000, "test images for the importance-sampled log-likelihood")
-    add("--importance-samples", 500, "samples for each of them")
-    add("--seed", 0, "seed of everything random")
-    add("--device", "auto", "cpu, cuda, or auto: a GPU where there is one")
-    add("--out", Path("runs/vae_mnist"), "folder for the results", type=Path)
-    parser.add_argument("--overwrite", action="store_true", help="write into an existing folder")
-    options = parser.parse_args(argv)
-    for name in ("epochs", "batch_size", "train_images", "test_images", "importance_samples"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
-    return options
+    log_likelihood = "test images for the importance-sampled log-likelihood"
+    add("--test-images", 1000, log_likelihood, type=positive)
+    add("--importance-samples", 500, "samples for each of them", type=positive)
+    names = ("--dataset", "--data-dir", "--train-images", "--seed", "--device", "--overwrite")
+    add_shared(parser, *names, out="runs/vae_mnist")
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The example that a test file is about, as a module."""
+"""The example that a test file is about, as a module, and the folder that it is in."""
 
 import importlib.util
 import sys
@@ -6,6 +6,14 @@ from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let examples import what they share from their own folder, as they can when they are run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(request.config.rootpath / "examples")
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -52,9 +52,9 @@ def test_a_folder_that_exists_is_kept(main: Callable[[list[str]], None], tmp_pat
 
 def test_a_folder_that_cannot_be_made(main: Callable[[list[str]], None], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit, match="cannot be made"):
+    with pytest.raises(SystemExit, match="cannot write to"):
         main([*SMALL, "--out", str(tmp_path / "file" / "below")])
-    with pytest.raises(SystemExit, match="is no folder"):
+    with pytest.raises(SystemExit, match="is a file"):
         main([*SMALL, "--overwrite", "--out", str(tmp_path / "file")])
 
 

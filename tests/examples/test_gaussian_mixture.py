@@ -52,5 +52,5 @@ def test_a_folder_that_exists_is_kept(example: dict[str, Any], tmp_path: Path) -
 
 def test_a_folder_that_cannot_be_made(example: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit, match="cannot be made"):
+    with pytest.raises(SystemExit, match="cannot write to"):
         example["main"]([*SMALL, "--out", str(tmp_path / "file" / "below")])

@@ -44,7 +44,7 @@ def test_all_that_is_promised_is_written(
     again = tmp_path / "again"
     example.main([*SMALL, "--out", str(again), "--posterior", str(out / "posterior")])
     assert json.loads((again / "metrics.json").read_text()) == metrics
-    with pytest.raises(SystemExit, match=r"exists. Give another folder by --out"):
+    with pytest.raises(SystemExit, match=r"exists. Choose another folder by --out"):
         example.main([*SMALL, "--out", str(again)])
 
 

@@ -1,0 +1,247 @@
+"""What the examples share: options, the folder of the results, images, and how a run ends.
+
+    from common import add_shared, claim_folder, load_dataset, run_as_command, save
+
+Python finds it because a script's own folder is the first place that it looks in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import ppl_gen as pg
+from ppl_gen.core import LoadError, Method, NonFiniteLossError
+from ppl_gen.data import DatasetUnavailableError, ImageDataset, load_images
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+# Command line
+
+
+def positive(text: str) -> int:
+    """Return a number of things, of which there is at least one: a type for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
+    return value
+
+
+# Options that mean the same in every example that has them.
+SHARED: dict[str, dict[str, Any]] = {
+    "--dataset": {
+        "default": "auto",
+        "help": "auto, mnist or digits; auto takes digits if there is no MNIST",
+    },
+    "--data-dir": {
+        "type": Path,
+        "help": "folder with a local copy, as MNIST/raw; else it is downloaded",
+    },
+    "--train-images": {"type": positive, "help": "use only so many training images"},
+    "--chains": {"type": positive, "default": 4, "help": "chains of HMC and NUTS"},
+    "--draws": {"type": positive, "help": "draws of each chain"},
+    "--warmup": {"type": positive, "help": "warm-up of each chain"},
+    "--steps": {"type": positive, "help": "steps of SVI"},
+    "--seed": {"type": int, "default": 0, "help": "seed of everything random"},
+    "--device": {"default": "auto", "help": "cpu, cuda, or auto: a GPU where there is one"},
+    "--mixed-precision": {
+        "action": "store_true",
+        "help": "matrix products and convolutions in bfloat16, for a GPU",
+    },
+    "--out": {"type": Path, "help": "folder for the results"},
+    "--overwrite": {"action": "store_true", "help": "write into an existing folder"},
+    "--resume": {"action": "store_true", "help": "go on with the training in an existing folder"},
+}
+
+
+def make_parser(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser that describes a script by the first line of its docstring."""
+    return argparse.ArgumentParser(
+        description=(doc or "").split("\n", 1)[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+
+
+def add_shared(parser: argparse.ArgumentParser, *names: str, out: str, **defaults: Any) -> None:
+    """Add --out and some of the other shared options by name, with defaults of their own."""
+    parser.add_argument("--out", default=Path(out), **SHARED["--out"])
+    # What is there is either replaced or gone on with.
+    existing = parser.add_mutually_exclusive_group()
+    for name in names:
+        place = existing if name in ("--overwrite", "--resume") else parser
+        place.add_argument(name, **SHARED[name])
+    parser.set_defaults(**defaults)
+
+
+def as_json(options: argparse.Namespace) -> dict[str, Any]:
+    """Return options as JSON can hold them."""
+    return {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()}
+
+
+# A run, from its folder to its end
+
+
+def run_as_command(
+    run: Callable[[argparse.Namespace], None],
+    options: argparse.Namespace,
+    interrupted: str = "interrupted",
+) -> None:
+    """Run, and end with one line and exit code 1 where the user can mend it or pressed Ctrl-C."""
+    try:
+        run(options)
+    except (DatasetUnavailableError, LoadError, NonFiniteLossError, ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(interrupted)
+
+
+def claim_folder(
+    out: Path,
+    *,
+    overwrite: bool = False,
+    resume: bool | None = None,
+    posteriors: Sequence[str] = ("posterior",),
+) -> Path:
+    """Make the folder of the results before any work, and see that it can be written to.
+
+    Args:
+        out: The folder.
+        overwrite: Whether it may hold something.
+        resume: The same, to go on with what it holds; None where a script cannot do that.
+        posteriors: Names in it at which posteriors will be saved; nothing else is overwritten.
+    """
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file. Choose another folder by --out.")
+    if out.is_dir() and any(out.iterdir()) and not resume:
+        if not overwrite:
+            go_on = "" if resume is None else ", or --resume to go on with its training"
+            msg = f"{out} exists. Choose another folder by --out, or add --overwrite{go_on}."
+            raise FileExistsError(msg)
+        for saved in (out / name for name in posteriors):
+            if saved.exists() and not (saved / "posterior.json").is_file():
+                msg = f"{saved} holds no saved posterior, and is not overwritten. Remove it."
+                raise FileExistsError(msg)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        msg = f"cannot write to {out} ({error.strerror}). Choose another folder by --out."
+        raise OSError(msg) from error
+    return out
+
+
+def load_dataset(options: argparse.Namespace) -> ImageDataset:
+    """Return the images that --dataset and --data-dir name, and print what there is to know."""
+    print("Loading images; a download is given up after 30 seconds.", flush=True)
+    dataset = load_images(options.dataset, options.data_dir)
+    if dataset.note:
+        print(f"Note: {dataset.note}\n")
+    return dataset
+
+
+def train(
+    pair: pg.Pair, data: dict[str, torch.Tensor], method: Method, options: argparse.Namespace
+) -> pg.Posterior:
+    """Fit a pair, with checkpoints in --out, where --resume goes on; --overwrite starts anew."""
+    folder = options.out / "posterior"
+    if options.overwrite and folder.exists():
+        shutil.rmtree(folder)  # a posterior, as `claim_folder` has seen
+    return pg.fit(
+        pair,
+        data,
+        method,
+        seed=options.seed,
+        device=options.device,
+        out=folder,
+        resume=options.resume,
+    )
+
+
+def mixed_precision(options: argparse.Namespace) -> torch.dtype | None:
+    """Return what to compute products in by --mixed-precision, which is for a GPU."""
+    on_gpu = options.device.startswith("cuda") or (
+        options.device == "auto" and torch.cuda.is_available()
+    )
+    if options.mixed_precision and not on_gpu:
+        print("Note: --mixed-precision is for a GPU, and there is none in use: left out.\n")
+    return torch.bfloat16 if options.mixed_precision and on_gpu else None
+
+
+def read_log(options: argparse.Namespace) -> list[dict[str, float]]:
+    """Return the rows of the epochs that a run has made before --resume; none without it."""
+    path = options.out / "metrics.json"
+    if not (options.resume and path.exists()):
+        return []
+    log: list[dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))["epochs"]
+    return log
+
+
+def fit_all(
+    pair: pg.Pair,
+    data: dict[str, torch.Tensor],
+    methods: dict[str, Method],
+    seed: int,
+    folder: Path,
+) -> dict[str, pg.Posterior]:
+    """Fit a pair by each method and save what comes out; Ctrl-C loses nothing."""
+    posteriors: dict[str, pg.Posterior] = {}
+    for name, method in methods.items():
+        posteriors[name] = pg.fit(pair, data, method, seed=seed)
+        posteriors[name].save(folder / name, overwrite=True)
+        if posteriors[name].interrupted:
+            sys.exit(f"interrupted: what was done so far is in {folder}, {name} marked as stopped")
+    return posteriors
+
+
+# What is written
+
+
+def write_metrics(out: Path, metrics: dict[str, Any]) -> None:
+    """Write the numbers as metrics.json into the folder of the results."""
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure."""
+    figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.15)
+
+
+def draw_curves(log: Sequence[dict[str, float]], title: str, **curves: str) -> Figure:
+    """Draw numbers of each epoch, by the names of curves and of numbers."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    epochs = [numbers["epoch"] for numbers in log]
+    for (label, name), style in zip(curves.items(), ("o--", "o-", "o:"), strict=False):
+        axes.plot(epochs, [numbers[name] for numbers in log], style, markersize=3, label=label)
+    axes.set_title(title)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    return figure
+
+
+def print_contents(out: Path) -> None:
+    """Print what is in the folder of the results."""
+    print(f"\nIn {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+
+
+def one_of_each(labels: torch.Tensor, number: int = 0) -> torch.Tensor:
+    """Return the index of the image of that number (from 0) with each label there is."""
+    found = [(labels == label).nonzero()[:, 0] for label in labels.unique()]
+    return torch.stack([indices[number % len(indices)] for indices in found])
