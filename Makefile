@@ -11,7 +11,7 @@ SHARED_DATA := $(wildcard ../shared/data)
 TESTS := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check test-arviz1 posteriordb benchmarks wheel clean
+.PHONY: help install demo test check test-arviz1 posteriordb densities benchmarks wheel clean
 
 help:  ## Say what there is
 	@sed -n 's/^\([a-z0-9-]*\):.*##\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -36,8 +36,12 @@ posteriordb: install  ## Fit 20 reference posteriors and compare; tables in docs
 	OMP_NUM_THREADS=1 $(BIN)/python tests/posteriordb/table.py $(if $(SHARED_DATA),--data $(SHARED_DATA)/posteriordb) --out docs/posteriordb.md
 	OMP_NUM_THREADS=1 $(BIN)/python tests/posteriordb/vi_table.py $(if $(SHARED_DATA),--data $(SHARED_DATA)/posteriordb) --out docs/posteriordb_vi.md
 
+densities: install  ## Train ten models of images for an hour; tables in docs/densities.md
+	$(BIN)/python benchmarks/densities.py $(if $(SHARED_DATA),--data-dir $(SHARED_DATA))
+
+# The table of densities is a target of its own.
 benchmarks: install  ## Measure; the results go to benchmarks/results
-	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	set -e; for script in $(filter-out benchmarks/densities.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
 
 wheel: install  ## Build dist/ppl_gen-*.whl
 	rm -rf build dist

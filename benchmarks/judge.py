@@ -37,7 +37,8 @@ sys.path[:0] = [str(FOLDER), str(FOLDER.parent / "tests" / "posteriordb")]
 from judge_cases import Case, Outcome, generate, outcome_of  # noqa: E402
 from judge_cases.known import known_answers  # noqa: E402
 from judge_cases.summary import NARROWER, summary  # noqa: E402
-from judge_cases.tables import write_tables  # noqa: E402
+from judge_cases.tables import TABLES  # noqa: E402
+from pages import write_tables  # noqa: E402
 
 from ppl_gen.judge.assess import assess  # noqa: E402
 
@@ -160,7 +161,7 @@ def main() -> None:
         results["cost"] = cost()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    write_tables(results, options.docs)
+    write_tables(results, options.docs, TABLES)
 
 
 if __name__ == "__main__":

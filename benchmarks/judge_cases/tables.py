@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
+
+from pages import Write
 
 from judge_cases.known import EXPECTED
 from judge_cases.outcomes import Outcome
@@ -13,23 +13,6 @@ from judge_cases.truth import Label
 from ppl_gen.judge import Verdict
 
 Record = dict[str, Any]
-
-
-def write_tables(results: Record, page: Path) -> None:
-    """Replace what stands between `<!-- name -->` and `<!-- end -->` in a page, by table."""
-    text = page.read_text(encoding="utf-8")
-    for name, write in TABLES.items():
-        begin, end = f"<!-- {name} -->\n", "<!-- end -->"
-        if begin not in text:
-            raise ValueError(f"{page}: expected a line {begin.strip()!r} for a table, found none.")
-        before, after = text.split(begin, 1)
-        _, after = after.split(end, 1)
-        try:
-            lines = write(results)
-        except KeyError:  # a part that was not run
-            lines = ["Not measured."]
-        text = before + begin + "\n".join(["", *lines, "", ""]) + end + after
-    page.write_text(text, encoding="utf-8")
 
 
 def _rate(found: Record) -> str:
@@ -187,7 +170,7 @@ def cost(results: Record) -> list[str]:
     ]
 
 
-TABLES: dict[str, Callable[[Record], list[str]]] = {
+TABLES: dict[str, Write] = {
     "rates": rates,
     "margins": margins,
     "confusion": confusion,

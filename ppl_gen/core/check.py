@@ -123,7 +123,8 @@ def check(pair: Any, data: Data, *, seed: int = 0) -> CheckReport:
             if not problems:
                 problems += _gradient_problems(pair, few)
         if not problems:
-            problems += _minibatch_problems(pair, few)
+            # In training a network may be random, as by dropout, and batches differ by that.
+            problems += _minibatch_problems(pair.eval(), few)
     whole, looked_at = (max(lengths(rows).values(), default=0) for rows in (bound, few))
     note = (
         f"Only the first {looked_at} of {whole} rows were looked at." if looked_at < whole else ""
@@ -262,7 +263,10 @@ def _line(site: Site) -> str:
 
 
 def _value_problems(pair: nn.Module, sites: Mapping[str, Site]) -> Iterator[str]:
-    if not any(site.kind in ("latent", "discrete") for site in sites.values()):
+    has_latents = any(site.kind in ("latent", "discrete") for site in sites.values())
+    # An empty guide trains the parameters alone: by maximum likelihood.
+    is_trained = guide_of(pair) is not None and any(p.requires_grad for p in pair.parameters())
+    if not (has_latents or is_trained):
         yield nothing_to_infer(pair, "latent")
     if guide_of(pair) is None:
         for site in sites.values():

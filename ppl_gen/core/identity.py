@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from ppl_gen.core.arguments import move
+from ppl_gen.core.description import PAIRS, describe, flat
 from ppl_gen.core.loader import BatchStream
 from ppl_gen.core.method import Method
-from ppl_gen.core.pair import cast, own_copy, pair_config, prepare
+from ppl_gen.core.pair import cast, own_copy, prepare
 from ppl_gen.core.posterior import Posterior
 from ppl_gen.core.scope import isolated
 from ppl_gen.core.structure import trace_sites
@@ -44,10 +45,9 @@ def identity_of(
     Returns:
         By kind (data, pair, parameter, site, option) and name, values or digests.
     """
-    built_in = type(pair).__module__.startswith("ppl_gen.models")
     found = {
         "data": _data(data, loader),
-        "pair": {"class": type(pair).__name__} | (pair_config(pair) if built_in else {}),
+        "pair": flat(describe(pair, PAIRS)),
         "parameter": {name: _described(value) for name, value in pair.state_dict().items()},
         "option": {"method": type(method).__name__, "seed": seed, **options_of(method)},
         "site": _sites(pair, data, method) if method.is_mcmc else {},

@@ -88,7 +88,8 @@ class LogDensity:
         self.dtype = dtype
         self.jacobian = jacobian
         self.device = torch.device(device)
-        self.pair = cast(own_copy(as_pair(pair)), dtype, self.device)
+        # Networks that are random in training, as by dropout, have no one density in it.
+        self.pair = cast(own_copy(as_pair(pair)), dtype, self.device).eval()
         check_captured(self.pair, dtype, self.device)
         self.data = move(data if prepared else bind(self.pair, data), dtype, self.device)
         with isolated(0, dtype):

@@ -185,8 +185,11 @@ def prepare(pair: nn.Module, data: Mapping[str, Any]) -> dict[str, Any]:
     return dict(data) if hook is None else dict(hook(**data))
 
 
-def pair_config(pair: nn.Module) -> dict[str, Any]:
-    """Return the constructor arguments of a built-in pair, which it keeps under their own names."""
+def pair_config(pair: object) -> dict[str, Any]:
+    """Return the constructor arguments of a built-in pair, which it keeps under their own names.
+
+    The same goes for what a pair is made of, such as a network.
+    """
     parameters = inspect.signature(type(pair)).parameters.values()
     # A class without a constructor of its own shows that of nn.Module, which takes anything.
     named = (p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))

@@ -10,7 +10,7 @@ import numpy as np
 import pyro
 import torch
 
-__all__ = ["default_dtype", "isolated", "seeded", "unchecked"]
+__all__ = ["default_dtype", "evaluating", "isolated", "seeded", "unchecked"]
 
 
 @contextmanager
@@ -29,6 +29,22 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+@contextmanager
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """Put a module in its mode of evaluation inside the block, and each part back in its own after.
+
+    Args:
+        module: The module.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 @contextmanager

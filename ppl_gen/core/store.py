@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import json
 import os
 import shutil
@@ -22,11 +21,19 @@ import torch
 from torch import nn
 
 from ppl_gen.core.archive import Archive, StoredDraws
-from ppl_gen.core.errors import LoadError, unknown
-from ppl_gen.core.pair import as_pair, guide_of, own_copy, pair_config
+from ppl_gen.core.description import (
+    GUIDES,
+    PAIRS,
+    describe,
+    differences_of_parts,
+    is_whole,
+    rebuild,
+)
+from ppl_gen.core.errors import LoadError
+from ppl_gen.core.pair import as_pair, guide_of, own_copy
 from ppl_gen.core.params import adopt_params
 from ppl_gen.core.posterior import Posterior
-from ppl_gen.core.scope import isolated, seeded
+from ppl_gen.core.scope import isolated
 from ppl_gen.core.structure import trace_sites
 
 __all__ = ["Run", "chains_of", "finish", "identity_in", "load", "read", "save"]
@@ -49,10 +56,6 @@ _AXES = {
 }
 # The key that stands for a tensor inside of a dictionary or list of the data.
 _TENSOR = "<tensor>"
-
-# Where the classes are looked up that a folder may name.
-_PAIRS = "ppl_gen.models"
-_GUIDES = "ppl_gen.inference.guides"
 
 
 def save(
@@ -273,7 +276,7 @@ def read(path: Path, pair: Any = None) -> Posterior | None:
         data |= tensors
     guide = None
     if manifest["guide"] is not None:
-        guide = _rebuild(manifest["guide"], _GUIDES)
+        guide = rebuild(manifest["guide"], GUIDES)
         _fill(guide, weights, "guide.", path)
     divergences = groups["divergences"]
     return Posterior(
@@ -412,8 +415,8 @@ def _write_manifest(
     other, _ = _split_data(posterior)
     manifest = {
         "format": FORMAT,
-        "pair": None if posterior.pair is None else _describe(posterior.pair, _PAIRS),
-        "guide": None if posterior.guide is None else _describe(posterior.guide, _GUIDES),
+        "pair": None if posterior.pair is None else describe(posterior.pair, PAIRS),
+        "guide": None if posterior.guide is None else describe(posterior.guide, GUIDES),
         "latents": list(posterior.latents),
         "observed": list(posterior.observed),
         "dims": {name: list(dims) for name, dims in posterior.dims.items()},
@@ -496,23 +499,6 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _describe(module: nn.Module, package: str) -> dict[str, Any]:
-    """Return what rebuilds a built-in class; of any other only its name, for messages."""
-    name = type(module).__name__
-    built_in = getattr(importlib.import_module(package), name, None) is type(module)
-    return {"class": name, "config": _jsonable(pair_config(module)) if built_in else None}
-
-
-def _rebuild(described: Mapping[str, Any], package: str) -> nn.Module:
-    module = importlib.import_module(package)
-    if described["class"] not in module.__all__:
-        raise LoadError(str(unknown("class", described["class"], module.__all__)))
-    with seeded(0):  # networks draw their first weights, which the saved ones replace
-        rebuilt = getattr(module, described["class"])(**described["config"])
-    assert isinstance(rebuilt, nn.Module)
-    return rebuilt
-
-
 def _pair(
     described: Mapping[str, Any] | None,
     given: Any,
@@ -527,8 +513,9 @@ def _pair(
         if type(pair).__name__ != described["class"]:
             msg = f"{path} holds a {described['class']}, got a {type(pair).__name__}."
             raise LoadError(msg)
-    elif described["config"] is not None:
-        pair = _rebuild(described, _PAIRS)
+        _check_parts(described, pair, path)
+    elif is_whole(described):
+        pair = rebuild(described, PAIRS)
     else:
         return None
     state = _under("pair.", weights)
@@ -537,6 +524,18 @@ def _pair(
     adopt_params(pair, state)
     _fill(pair, weights, "pair.", path)
     return pair
+
+
+def _check_parts(described: Mapping[str, Any], pair: nn.Module, path: Path) -> None:
+    """Refuse a pair whose networks are others: their parameters may well have the same shapes."""
+    found = differences_of_parts(described, describe(pair, PAIRS))
+    if found and described["config"] is not None:
+        wrong = "; ".join(f"{name} {words}" for name, words in found.items())
+        msg = (
+            f"the {type(pair).__name__} given does not fit the one in {path}: {wrong}. "
+            "Give one like it, or none: then it is made as the folder says."
+        )
+        raise LoadError(msg)
 
 
 def _run_once(pair: nn.Module, data: Mapping[str, Any]) -> None:

@@ -170,7 +170,7 @@ def not_enumerable(site: Site) -> SiteError:
     return SiteError(
         site.name,
         expected="a discrete latent with finitely many values, to be summed out",
-        got=f"{site.distribution}, which has no end",
+        got=f"{site.distribution}, whose values cannot be listed",
         remedy="Sum it out by hand, truncate it to a Categorical, or sample it in a guide.",
     )
 

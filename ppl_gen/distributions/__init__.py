@@ -8,6 +8,8 @@ from ppl_gen.distributions.discretized_logistic import (
     DiscretizedLogisticMixture,
 )
 from ppl_gen.distributions.elements import Elements
+from ppl_gen.distributions.ensemble import OrderingEnsemble
+from ppl_gen.distributions.mu_law import MuLawCategorical, mu_law_decode, mu_law_encode
 
 __all__ = [
     "Autoregressive",
@@ -15,4 +17,8 @@ __all__ = [
     "DiscretizedLogistic",
     "DiscretizedLogisticMixture",
     "Elements",
+    "MuLawCategorical",
+    "OrderingEnsemble",
+    "mu_law_decode",
+    "mu_law_encode",
 ]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import nn
 from torch.distributions import constraints
 
+from ppl_gen.distributions.discrete import DiscreteDistribution, check_integers
 from ppl_gen.distributions.elements import Elements
-from ppl_gen.distributions.sampling.draw import Options, draw
+from ppl_gen.distributions.sampling.draw import Options, Progress, draw, running_total
 
 __all__ = ["Autoregressive", "AutoregressiveNetwork"]
 
@@ -58,14 +58,25 @@ class AutoregressiveNetwork(nn.Module, ABC):
             Unbounded numbers, `(n, *event_shape, elements.num_outputs)`.
         """
 
+    def under(self, ordering: torch.Tensor) -> AutoregressiveNetwork | None:
+        """Return a network of the same weights whose elements come in another order.
+
+        Args:
+            ordering: A permutation of the flattened elements, `(element,)`.
+
+        Returns:
+            The network; None where this one is made for one order only.
+        """
+        return None
+
     def forward(
         self, context: torch.Tensor | None = None, ordering: torch.Tensor | None = None
-    ) -> Autoregressive:
+    ) -> DiscreteDistribution:
         """Return the distribution; see `Autoregressive`."""
         return Autoregressive(self, context, ordering)
 
 
-class Autoregressive(TorchDistribution):
+class Autoregressive(DiscreteDistribution):
     r"""A distribution by the chain rule, its conditionals from a network.
 
     .. math::
@@ -74,8 +85,10 @@ class Autoregressive(TorchDistribution):
     Args:
         network: The network.
         context: What the network is told, `(*batch, *context_shape)`.
-        ordering: A permutation o of the elements, `(prod(event_shape),)`: the network takes element
-            `ordering[i]` for its i-th. None: as they are.
+        ordering: A permutation o of the flattened elements, `(prod(event_shape),)`: they come in
+            this order. A network that is made for one order takes element `ordering[i]` for its
+            i-th; an order-agnostic one, such as `OrderAgnosticMADE`, knows each by its place. None:
+            the network's own.
 
     Raises:
         ValueError: If the context has another shape, or the ordering is no permutation.
@@ -98,11 +111,13 @@ class Autoregressive(TorchDistribution):
     ) -> None:
         self.network = network
         self.context = context
-        self.ordering = _checked(ordering, network.event_shape)
+        self.ordering = _checked(ordering, network)
+        # What gives the numbers, and the places of its elements where they are other ones.
+        under = None if self.ordering is None else network.under(self.ordering)
+        self._conditionals = network if under is None else under
+        self._places = self.ordering if under is None else None
         batch_shape = _batch_shape(network, context)
-        super().__init__(batch_shape, network.event_shape, validate_args=False)
-        if validate_args is not None:
-            self._validate_args = validate_args
+        super().__init__(batch_shape, network.event_shape, validate_args=validate_args)
 
     @property
     def support(self) -> constraints.Constraint:
@@ -117,8 +132,8 @@ class Autoregressive(TorchDistribution):
         made: Any = self
         new: Autoregressive = made._get_checked_instance(Autoregressive, _instance)
         shape = torch.Size(batch_shape)
-        new.network, new.ordering = self.network, self.ordering
-        new.context = self.context
+        for name in ("network", "context", "ordering", "_conditionals", "_places"):
+            setattr(new, name, getattr(self, name))
         if self.context is not None:
             assert self.network.context_shape is not None
             new.context = self.context.expand(shape + self.network.context_shape)
@@ -126,17 +141,58 @@ class Autoregressive(TorchDistribution):
         new._validate_args = self._validate_args
         return new
 
+    def enumerate_support(self, expand: bool = True) -> NoReturn:
+        """Refuse to list all values.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        count, values = math.prod(self.event_shape), self.network.elements.highest + 1
+        msg = (
+            f"{type(self).__name__} is not summed out: {count} elements of {values} values each "
+            f"make {values}^{count} of them. Observe it, or sample it in a guide; log_prob takes "
+            "any list of values."
+        )
+        raise NotImplementedError(msg)
+
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        """Return the log density of values, `(*shape, *event_shape)`, of the broadcast shape."""
+        """Return the log density of values.
+
+        Args:
+            value: Values, `(*shape, *event_shape)`, real or integer.
+
+        Returns:
+            A tensor of the shape that `shape` and the batch shape broadcast to.
+
+        Raises:
+            ValueError: If the values have another shape or, with validation, are no integers in
+                the support.
+        """
+        batch = self._batch_of(value)
         if self._validate_args:
-            self._validate_sample(value)
-        batch = value.shape[: value.ndim - len(self.event_shape)]
-        batch = torch.broadcast_shapes(batch, self.batch_shape)
+            check_integers("value", value, self.network.elements.highest)
         flat = value.expand(batch + self.event_shape).reshape(-1, *self.event_shape)
         ordered = self._ordered(flat)
-        numbers = self.network.numbers(ordered, self._context(batch))
+        numbers = self._conditionals.numbers(ordered, self._context(batch))
         log_prob = self.network.elements.log_prob(numbers, ordered)
         return log_prob.flatten(1).sum(-1).reshape(batch)
+
+    def _batch_of(self, value: torch.Tensor) -> torch.Size:
+        """Return the batch shape of values together with the distribution's own."""
+        axes = value.ndim - len(self.event_shape)
+        if axes >= 0 and value.shape[axes:] == self.event_shape:
+            try:
+                batch: torch.Size = torch.broadcast_shapes(value.shape[:axes], self.batch_shape)
+                return batch
+            except RuntimeError:
+                pass
+        sizes = ", ".join(map(str, (*self.batch_shape, *self.event_shape)))
+        msg = (
+            f"value: expected a shape that broadcasts with ({sizes}) and ends with "
+            f"{tuple(self.event_shape)}, the event shape of this "
+            f"{type(self.network).__name__}, got {tuple(value.shape)}."
+        )
+        raise ValueError(msg)
 
     def sample(
         self,
@@ -145,6 +201,7 @@ class Autoregressive(TorchDistribution):
         given: torch.Tensor | None = None,
         temperature: float = 1.0,
         top_p: float = 1.0,
+        progress: Progress | None = None,
     ) -> torch.Tensor:
         """Return draws, `(*sample_shape, *batch_shape, *event_shape)`.
 
@@ -154,35 +211,99 @@ class Autoregressive(TorchDistribution):
         Args:
             sample_shape: Shape of draws for each member of the batch.
             given: Elements that are known, and NaN where they are to be drawn, `(*batch,
-                *event_shape)` broadcast with the draws. Elements are drawn given those before them,
-                not given known ones after them.
+                *event_shape)` broadcast with the draws. A network that is made for one order draws
+                each element given those before it, not given known ones after it. An
+                order-agnostic one takes the known elements first, then the others in its order,
+                so that each is drawn given all that are known.
             temperature: Below 1 likelier values are drawn more often, above 1 less: logits are
                 divided by it, and the scales of logistic distributions multiplied.
             top_p: Only the likeliest values are drawn that together have this share of the
                 probability.
+            progress: Is called with how many elements are drawn and of how many, a few times a
+                second and at the end.
 
         Raises:
             ValueError: If an option is out of range, or known elements have another shape, are
                 not possible values, or are all of them.
         """
         shape = torch.Size(sample_shape) + self.batch_shape
-        like = next(self.network.parameters())
+        total = math.prod(shape + self.event_shape)
+        options = Options(temperature, top_p, running_total(progress, total))
+        known = None if given is None else self.known(given, shape)
+        return self.rows(shape, torch.arange(math.prod(shape)), known, options).reshape(
+            shape + self.event_shape
+        )
+
+    def rows(
+        self, shape: torch.Size, rows: torch.Tensor, known: torch.Tensor | None, options: Options
+    ) -> torch.Tensor:
+        """Return some rows of flattened draws.
+
+        Args:
+            shape: Shape of the draws, `(*sample_shape, *batch_shape)`.
+            rows: Indices of the rows, `(row,)`.
+            known: Their known elements, and NaN, `(row, *event_shape)`.
+            options: How to draw.
+
+        Returns:
+            Draws, `(row, *event_shape)`.
+        """
+        network = self._conditionals
+        dtype = next((p.dtype for p in network.parameters()), None)
         uniforms = torch.rand(
-            math.prod(shape), *self.event_shape, dtype=like.dtype, device=like.device
+            len(rows), *self.event_shape, dtype=dtype, device=network.order.device
         )
-        known = None if given is None else self._known(given, shape).to(uniforms)
-        drawn = draw(
-            self.network,
-            self._ordered(uniforms).flatten(1),
-            self._context(shape),
-            None if known is None else self._ordered(known).flatten(1),
-            Options(temperature, top_p),
-        )
-        values = self._restored(drawn).reshape(shape + self.event_shape)
+        context = self._context(shape)
+        context = None if context is None else context[rows]
+        if known is not None:
+            known = known.to(uniforms)
+        if known is not None and self.network.under(network.order) is not None:
+            drawn = self._known_first(uniforms.flatten(1), context, known.flatten(1), options)
+        else:
+            drawn = draw(
+                network,
+                self._ordered(uniforms).flatten(1),
+                context,
+                None if known is None else self._ordered(known).flatten(1),
+                options,
+            )
+        values = self._restored(drawn).reshape(-1, *self.event_shape)
         return values if self.network.elements.likelihood == "bernoulli" else values.long()
 
-    def _known(self, given: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        """Return known elements for each row of a flattened batch."""
+    def _known_first(
+        self,
+        uniforms: torch.Tensor,
+        context: torch.Tensor | None,
+        known: torch.Tensor,
+        options: Options,
+    ) -> torch.Tensor:
+        """Draw from an order-agnostic network, known elements first: (row, element)."""
+        order = self._conditionals.order
+        drawn = torch.empty_like(uniforms)
+        patterns, of_row = known.isnan().unique(dim=0, return_inverse=True)
+        for number, unknown in enumerate(patterns):
+            rows = of_row == number
+            network = self.network.under(order[unknown[order].byte().argsort(stable=True)])
+            assert network is not None
+            drawn[rows] = draw(
+                network,
+                uniforms[rows],
+                None if context is None else context[rows],
+                known[rows],
+                options,
+            )
+        return drawn
+
+    def known(self, given: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        """Return known elements for each row of flattened draws, `(row, *event_shape)`.
+
+        Args:
+            given: As `sample` takes it.
+            shape: Shape of the draws, `(*sample_shape, *batch_shape)`.
+
+        Raises:
+            ValueError: As `sample` does.
+        """
         whole = shape + self.event_shape
         try:
             known = given.expand(whole).reshape(-1, *self.event_shape)
@@ -195,15 +316,7 @@ class Autoregressive(TorchDistribution):
         there = ~known.isnan()
         if bool(there.all()):
             raise ValueError("given: expected NaN at elements to be drawn, got none.")
-        highest = self.network.elements.highest
-        values = known[there]
-        wrong = (values < 0) | (values > highest) | (values != values.round())
-        if bool(wrong.any()):
-            msg = (
-                f"given: expected integers from 0 to {highest} and NaN, got "
-                f"{float(values[wrong][0]):g}."
-            )
-            raise ValueError(msg)
+        check_integers("given", known[there], self.network.elements.highest)
         return known
 
     def _context(self, batch: torch.Size) -> torch.Tensor | None:
@@ -216,32 +329,32 @@ class Autoregressive(TorchDistribution):
 
     def _ordered(self, x: torch.Tensor) -> torch.Tensor:
         """Return values, (n, *event_shape), in the order in which the network takes them."""
-        if self.ordering is None:
+        if self._places is None:
             return x
-        return x.flatten(1)[:, self.ordering].reshape(x.shape)
+        return x.flatten(1)[:, self._places].reshape(x.shape)
 
     def _restored(self, flat: torch.Tensor) -> torch.Tensor:
         """Return values, (n, element), in their own order."""
-        if self.ordering is None:
+        if self._places is None:
             return flat
         restored = torch.empty_like(flat)
-        restored[:, self.ordering] = flat
+        restored[:, self._places] = flat
         return restored
 
 
-def _checked(ordering: torch.Tensor | None, event_shape: torch.Size) -> torch.Tensor | None:
+def _checked(ordering: torch.Tensor | None, network: AutoregressiveNetwork) -> torch.Tensor | None:
     if ordering is None:
         return None
-    count = math.prod(event_shape)
+    count = math.prod(network.event_shape)
     whole = torch.arange(count, device=ordering.device)
     if ordering.shape != (count,) or not torch.equal(ordering.sort().values, whole):
         msg = (
             f"ordering: expected a permutation of the numbers from 0 to {count - 1}, one for each "
-            f"element of {tuple(event_shape)}, got a tensor of shape {tuple(ordering.shape)}. "
-            f"torch.randperm({count}) is one."
+            f"element of {tuple(network.event_shape)}, got a tensor of shape "
+            f"{tuple(ordering.shape)}. torch.randperm({count}) is one."
         )
         raise ValueError(msg)
-    return ordering
+    return ordering.to(network.order.device)
 
 
 def _batch_shape(network: AutoregressiveNetwork, context: torch.Tensor | None) -> torch.Size:

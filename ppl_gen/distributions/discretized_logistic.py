@@ -6,16 +6,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pyro.distributions import TorchDistribution
 from torch.distributions import constraints
+
+from ppl_gen.distributions.discrete import DiscreteDistribution, check_integers
 
 __all__ = ["DiscretizedLogistic", "DiscretizedLogisticMixture"]
 
-# A bin whose probability is smaller than this in float32 is taken by its density in the middle.
-_SMALL = 1e-5
 
-
-class DiscretizedLogisticMixture(TorchDistribution):
+class DiscretizedLogisticMixture(DiscreteDistribution):
     r"""A mixture of logistic distributions, rounded to the integers from 0 to `bins` - 1.
 
     With locations and scales on a scale from -1 to 1, so that bin :math:`i` is about
@@ -40,7 +38,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
     Example:
         >>> zeros = torch.zeros(3, 2)
         >>> grey = DiscretizedLogisticMixture(zeros, zeros, zeros, bins=4)
-        >>> grey.log_prob(grey.enumerate_support()).exp().sum(0)
+        >>> grey.log_prob(grey.enumerate_support()).exp().sum(0).round(decimals=4)
         tensor([1., 1., 1.])
     """
 
@@ -83,6 +81,32 @@ class DiscretizedLogisticMixture(TorchDistribution):
         expanded: DiscretizedLogisticMixture = new
         return expanded
 
+    @property
+    def mean(self) -> torch.Tensor:
+        """The expected integer, `(*batch,)`."""
+        mean: torch.Tensor = (self._probabilities * self._values).sum(-1)
+        return mean
+
+    @property
+    def variance(self) -> torch.Tensor:
+        """Of the integers, `(*batch,)`."""
+        centred = self._values - self.mean.unsqueeze(-1)
+        variance: torch.Tensor = (self._probabilities * centred.square()).sum(-1)
+        return variance
+
+    @property
+    def _values(self) -> torch.Tensor:
+        return torch.arange(self.bins).to(self.loc)
+
+    @property
+    def _probabilities(self) -> torch.Tensor:
+        """Of all values, (*batch, bin)."""
+        return self.log_prob(self.enumerate_support(expand=False)).exp().movedim(0, -1)
+
+    def _validate_sample(self, value: torch.Tensor) -> None:
+        check_integers("value", value, self.bins - 1)
+        super()._validate_sample(value)  # its shape
+
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """Return the log probability of integers, broadcast with the batch shape."""
         if self._validate_args:
@@ -91,16 +115,14 @@ class DiscretizedLogisticMixture(TorchDistribution):
         half = 1 / (self.bins - 1)
         centred = (2 * half) * place - 1 - self.loc
         precision = (-self.log_scale).exp()
-        upper, lower = precision * (centred + half), precision * (centred - half)
-        inside = torch.sigmoid(upper) - torch.sigmoid(lower)
-        # Far out in a tail both are 0 or 1 to rounding.
-        middle = precision * centred
-        density = middle - self.log_scale - 2 * F.softplus(middle) + torch.tensor(2 * half).log()
-        log_inside = torch.where(inside > _SMALL, inside.clamp(min=_SMALL / 2).log(), density)
+        below_upper = F.logsigmoid(precision * (centred + half))
+        above_lower = F.logsigmoid(-precision * (centred - half))
+        # s(u) - s(l) = s(u) s(-l) (1 - exp(l - u)), of which nothing cancels out far in a tail.
+        inside = below_upper + above_lower + (-torch.expm1(-2 * half * precision)).log()
         log_prob = torch.where(
             place < 0.5,
-            F.logsigmoid(upper),
-            torch.where(place > self.bins - 1.5, F.logsigmoid(-lower), log_inside),
+            below_upper,
+            torch.where(place > self.bins - 1.5, above_lower, inside),
         )
         mixed: torch.Tensor = torch.logsumexp(log_prob + self.logits.log_softmax(-1), -1)
         return mixed
@@ -109,14 +131,15 @@ class DiscretizedLogisticMixture(TorchDistribution):
         """Return draws, `(*sample_shape, *batch)`."""
         shape = self._extended_shape(torch.Size(sample_shape))
         with torch.no_grad():
-            component = torch.distributions.Categorical(logits=self.logits.expand(*shape, -1))
+            logits = self.logits.expand(*shape, -1)
+            component = torch.distributions.Categorical(logits=logits, validate_args=False)
             chosen = component.sample().unsqueeze(-1)
             loc, log_scale = (
                 value.expand(*shape, -1).gather(-1, chosen).squeeze(-1)
                 for value in (self.loc, self.log_scale)
             )
             uniform = torch.rand(shape, dtype=loc.dtype, device=loc.device)
-            real = loc + log_scale.exp() * torch.logit(uniform, eps=1e-7)
+            real = loc + log_scale.exp() * torch.logit(uniform, eps=torch.finfo(loc.dtype).eps)
             places: torch.Tensor = ((real + 1) * (self.bins - 1) / 2).round()
             return places.clamp(0, self.bins - 1).long()
 

@@ -17,11 +17,11 @@ from ppl_gen.core.errors import check_count, unknown
 from ppl_gen.core.log_density import log_joint
 from ppl_gen.core.pair import model_of
 from ppl_gen.core.params import AnswerParams
+from ppl_gen.core.progress import ProgressBar
 from ppl_gen.core.replay import Replay
 from ppl_gen.core.scope import default_dtype, unchecked
 from ppl_gen.core.structure import Site
 from ppl_gen.inference.mcmc.advice import advice
-from ppl_gen.inference.progress import ProgressBar
 
 if TYPE_CHECKING:
     from ppl_gen.inference.mcmc.init import Init

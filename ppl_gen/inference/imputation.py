@@ -13,10 +13,10 @@ from ppl_gen.core.arguments import bind
 from ppl_gen.core.errors import check_count
 from ppl_gen.core.pair import model_of, own_copy, prepare, signature
 from ppl_gen.core.params import AnswerParams
+from ppl_gen.core.progress import ProgressBar
 from ppl_gen.core.scope import isolated, unchecked
 from ppl_gen.core.structure import kind_of
 from ppl_gen.inference.elbo import Sites
-from ppl_gen.inference.progress import ProgressBar
 from ppl_gen.inference.tempering import Particles, temper
 
 __all__ = ["Imputation", "impute"]

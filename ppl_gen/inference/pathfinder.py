@@ -10,9 +10,9 @@ import torch
 from ppl_gen.core import LogDensity, Problem, Result
 from ppl_gen.core.errors import check_count
 from ppl_gen.core.evaluation import Evaluate, evaluation
+from ppl_gen.core.progress import ProgressBar, announced
 from ppl_gen.diagnostics import Smoothed, psis, resample
 from ppl_gen.inference.guides import NormalMixtureGuide
-from ppl_gen.inference.progress import ProgressBar, announced
 from ppl_gen.inference.start import refuse_constant
 from ppl_gen.inference.vi.pathfinder import (
     Best,

@@ -21,12 +21,12 @@ from ppl_gen.core.minibatch import split
 from ppl_gen.core.own_rows import own_rows
 from ppl_gen.core.pair import as_pair, cast, guide_of, model_of, own_copy, prepare
 from ppl_gen.core.params import adopt_params
+from ppl_gen.core.progress import announced
 from ppl_gen.core.ranks import ranks
 from ppl_gen.core.scope import default_dtype, unchecked
 from ppl_gen.inference.bounds import ELBO, Objective
 from ppl_gen.inference.guides import GaussianGuide
 from ppl_gen.inference.objectives import Affine, GaussianObjective, PairObjective
-from ppl_gen.inference.progress import announced
 from ppl_gen.inference.start import find_start
 from ppl_gen.inference.training.loop import EpochInfo, Outcome, Training
 from ppl_gen.inference.vi.deterministic import bound_of, fit_normal
@@ -363,7 +363,9 @@ class SVI:
             outcome = training.run()
             pair.eval()
             draws, stats, elbo = self._draw_pair(objective, batches, look, outcome.failure)
-            if batches is not None and outcome.failure is None and not outcome.interrupted:
+            ended = outcome.failure is None and not outcome.interrupted
+            # Without latents there is no bound to estimate, and a pass over the data costs much.
+            if batches is not None and ended and objective.latents:
                 elbo = _epoch_elbo(objective, batches)
         return Result(
             draws={name: value.unsqueeze(0) for name, value in draws.items()},
@@ -574,12 +576,13 @@ def _told(outcome: Outcome) -> dict[str, Any]:
 
 
 def _local_rows(objective: PairObjective, batches: BatchSource | None) -> int:
-    """Return how many rows have latents of their own."""
+    """Return how many rows have latents of their own, or are all that a network is trained on."""
+    sites = objective.model_sites
+    local = [sites[name] for name in objective.latents if name in sites]
     plates = {
         plate.name: plate.size
-        for name in objective.latents
-        if name in objective.model_sites
-        for plate in objective.model_sites[name].plates
+        for site in (local if objective.latents else sites.values())
+        for plate in site.plates
     }
     if batches is not None and batches.plate in plates:
         return batches.length

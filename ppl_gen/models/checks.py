@@ -11,8 +11,10 @@ import torch
 from ppl_gen.core.errors import SiteError
 
 __all__ = [
+    "check_categories",
     "check_classes",
     "check_condition",
+    "check_events",
     "check_features",
     "check_positive",
     "check_size",
@@ -246,6 +248,70 @@ def check_condition(
         raise SiteError(name, expected=expected, got=got, remedy=remedy)
     if classes:
         check_classes(name, value, size)
+
+
+def check_events(name: str, value: Any, event_shape: Sequence[int], make: str) -> None:
+    """Refuse data that are not a tensor of observations of some shape.
+
+    Args:
+        name: Name of the data argument.
+        value: What was given; expected is a tensor of shape `(n, *event_shape)`, with `n >= 1`.
+        event_shape: Shape of an observation.
+        make: How to ask for another shape, which follows.
+
+    Raises:
+        SiteError: If it is anything else.
+
+    Example:
+        >>> check_events("x", torch.zeros(5, 8, 8), (8, 8), "Create the pair with image_shape=")
+    """
+    event_shape = tuple(event_shape)
+    shape = ", ".join(str(size) for size in event_shape)
+    expected = f"a tensor of shape (n, {shape})"
+    if not isinstance(value, torch.Tensor):
+        remedy = f"Write torch.as_tensor({name})."
+        raise SiteError(name, expected=expected, got=type(value).__name__, remedy=remedy)
+    got = f"shape {tuple(value.shape)}"
+    if value.ndim == 0 or len(value) == 0:
+        raise SiteError(name, expected=expected, got=got, remedy="Give at least one.")
+    if value.shape[1:] == event_shape:
+        return
+    if value.shape == event_shape:
+        remedy = f"Write {name}[None] for a single one."
+    elif value[0].numel() == math.prod(event_shape):
+        remedy = f"Write {name}.reshape(-1, {shape})."
+    else:
+        remedy = f"{make}{tuple(value.shape[1:])}."
+    raise SiteError(name, expected=expected, got=got, remedy=remedy)
+
+
+def check_categories(name: str, value: torch.Tensor, highest: int, remedy: str = "") -> None:
+    """Refuse values that are no integers from 0 on.
+
+    Args:
+        name: Name of the data argument.
+        value: Values of any shape and dtype.
+        highest: The largest of the integers.
+        remedy: What to do about it; "": shift and round, or take more categories.
+
+    Raises:
+        SiteError: If one is out of range, or between two integers.
+
+    Example:
+        >>> check_categories("x", torch.tensor([0.0, 3.0]), highest=3)
+    """
+    low, high = (float(v) for v in torch.aminmax(value))
+    inside = low >= 0 and high <= highest
+    if inside and not (value.is_floating_point() and bool((value != value.round()).any())):
+        return
+    got = f"values from {low:g} to {high:g}"
+    if inside:
+        got = f"{float(value[value != value.round()][0]):g}, between two of them"
+    if not remedy:
+        remedy = "Round and shift them to categories."
+        if not inside and low >= 0:
+            remedy = f"Make the network for {int(high) + 1} categories, or use fewer."
+    raise SiteError(name, expected=f"integers from 0 to {highest}", got=got, remedy=remedy)
 
 
 def check_classes(name: str, value: torch.Tensor, size: int) -> None:

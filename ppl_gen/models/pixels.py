@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ppl_gen.core.errors import SiteError, unknown
-from ppl_gen.models.checks import check_positive, check_size
+from ppl_gen.models.checks import check_events, check_positive, check_size
 
 __all__ = ["PixelLikelihood"]
 
@@ -137,7 +137,7 @@ class PixelLikelihood(nn.Module):
         Raises:
             SiteError: If something is wrong with them.
         """
-        self._check_shape(x, name)
+        check_events(name, x, self.image_shape, "Create the pair with image_shape=")
         highest = self.num_categories - 1 if self.likelihood == "categorical" else 1
         if self.likelihood == "categorical":
             integer = not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
@@ -188,25 +188,6 @@ class PixelLikelihood(nn.Module):
                 got="gray ones",
                 remedy="Draw them first: torch.bernoulli(x), or x.round() for a fixed threshold.",
             )
-
-    def _check_shape(self, x: Any, name: str) -> None:
-        shape = ", ".join(str(size) for size in self.image_shape)
-        expected = f"a tensor of shape (n, {shape})"
-        if not isinstance(x, torch.Tensor):
-            remedy = f"Write torch.as_tensor({name})."
-            raise SiteError(name, expected=expected, got=type(x).__name__, remedy=remedy)
-        got = f"shape {tuple(x.shape)}"
-        if x.ndim == 0 or len(x) == 0:
-            raise SiteError(name, expected=expected, got=got, remedy="Give at least one image.")
-        if x.shape[1:] == self.image_shape:
-            return
-        if x.shape == self.image_shape:
-            remedy = f"Write {name}[None] for a single image."
-        elif x[0].numel() == math.prod(self.image_shape):
-            remedy = f"Write {name}.reshape(-1, {shape})."
-        else:
-            remedy = f"Create the pair with image_shape={tuple(x.shape[1:])}."
-        raise SiteError(name, expected=expected, got=got, remedy=remedy)
 
     def _value_remedy(self, name: str, low: float, high: float) -> str:
         if self.likelihood == "categorical":

@@ -9,7 +9,14 @@ from typing import NamedTuple
 import pyro.distributions as dist
 import torch
 
-__all__ = ["ElboTerms", "Encoded", "elbo_terms", "importance_log_likelihood", "rows_at_once"]
+__all__ = [
+    "ElboTerms",
+    "Encoded",
+    "elbo_terms",
+    "importance_log_likelihood",
+    "normal_kl",
+    "rows_at_once",
+]
 
 # Values that one layer may hold at a time where many latents are decoded: 4 MiB in float32.
 _CHUNK = 2**20
@@ -57,6 +64,27 @@ def rows_at_once(width: int) -> int:
     return max(1, _CHUNK // width)
 
 
+def normal_kl(
+    loc: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """Return the divergence of independent normal variables from standard normal ones, in nats.
+
+    Args:
+        loc: Locations, `(*batch, latent_size)`.
+        scale: Standard deviations, `(*batch, latent_size)`.
+        dtype: What to sum in; None: theirs.
+
+    Returns:
+        Divergences, `(*batch,)`.
+
+    Example:
+        >>> normal_kl(torch.ones(3, 2), torch.ones(3, 2))
+        tensor([1., 1., 1.])
+    """
+    squares = loc.square() + scale.square() - 1.0
+    return (0.5 * squares - scale.log()).sum(-1, dtype=dtype)
+
+
 @torch.no_grad()
 def elbo_terms(batches: Iterable[Encoded], device: torch.device, seed: int) -> ElboTerms:
     """Return reconstruction cost and Kullback-Leibler divergence of each image, in float64.
@@ -71,8 +99,7 @@ def elbo_terms(batches: Iterable[Encoded], device: torch.device, seed: int) -> E
     for images, loc, scale, decode in batches:
         noise = _noise(loc.shape, loc, generator)
         reconstruction.append(-decode(loc + scale * noise).log_prob(images).double())
-        squares = loc.square() + scale.square() - 1.0
-        divergence.append((0.5 * squares - scale.log()).double().sum(-1))
+        divergence.append(normal_kl(loc, scale, torch.float64))
     return ElboTerms(torch.cat(reconstruction), torch.cat(divergence))
 
 

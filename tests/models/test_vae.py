@@ -306,7 +306,7 @@ def test_options_of_a_wrong_type(options: dict[str, Any]) -> None:
         ("bernoulli", torch.rand(3, 1, 6, 5), r"reshape\(-1, 6, 5\)"),
         ("bernoulli", torch.rand(6, 5), r"x\[None\]"),
         ("bernoulli", torch.rand(3, 8, 8), r"image_shape=\(8, 8\)"),
-        ("bernoulli", torch.rand(0, 6, 5), "at least one image"),
+        ("bernoulli", torch.rand(0, 6, 5), "at least one"),
         ("bernoulli", torch.full((3, 6, 5), math.nan), "values from nan"),
     ],
 )

@@ -1,24 +1,30 @@
-"""Drawing from a network: by the compiled sampler where there is one, else element by element."""
+"""Drawing from a network: by the compiled sampler where there is one, else by iteration."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
 
 from ppl_gen.core.compiler.build import NoCompiler
+from ppl_gen.core.scope import evaluating
+from ppl_gen.distributions.sampling.jacobi import draw_by_iteration
 from ppl_gen.distributions.sampling.native import NativeSampler
-from ppl_gen.distributions.sampling.plan import CannotPlan
+from ppl_gen.distributions.sampling.operators import CannotPlan
 
 if TYPE_CHECKING:
     from ppl_gen.distributions.autoregressive import AutoregressiveNetwork
 
-__all__ = ["Options", "draw", "draw_naively"]
+__all__ = ["Options", "Progress", "draw", "running_total"]
 
-# Of fewer elements the network itself is run for each: that is done before a plan is made.
+# Is told how many elements are drawn, and of how many.
+Progress: TypeAlias = Callable[[int, int], object]
+
+# Of fewer elements the network itself is run: that is done before a plan is made.
 _FEW = 64
 
 
@@ -29,6 +35,8 @@ class Options:
     Args:
         temperature: What logits are divided by, and scales multiplied.
         top_p: Share of the probability of the values that are kept.
+        progress: Is told now and then, and at the end, how many elements are drawn, and of how
+            many.
 
     Raises:
         ValueError: If one is out of range.
@@ -36,6 +44,7 @@ class Options:
 
     temperature: float = 1.0
     top_p: float = 1.0
+    progress: Progress | None = None
 
     def __post_init__(self) -> None:
         """Refuse options out of range."""
@@ -65,11 +74,15 @@ def draw(
     Returns:
         Draws, `(row, element)`.
     """
-    if uniforms.shape[1] < _FEW or uniforms.device.type != "cpu" or not len(uniforms):
-        return draw_naively(network, uniforms, context, given, options)
-    sampler = _sampler(network)
+    compiled = (
+        uniforms.shape[1] >= _FEW
+        and uniforms.device.type == "cpu"
+        and uniforms.dtype in (torch.float32, torch.float64)
+        and len(uniforms) > 0
+    )
+    sampler = _sampler(network) if compiled else None
     if sampler is None:
-        return draw_naively(network, uniforms, context, given, options)
+        return draw_by_iteration(network, uniforms, context, given, options)[0]
     order = network.order
     known = None if given is None else given[:, order].numpy()
     drawn = torch.empty_like(uniforms)
@@ -81,30 +94,30 @@ def draw(
             temperature=options.temperature,
             top_p=options.top_p,
             threads=torch.get_num_threads(),
+            progress=options.progress,
         )
     )
     return drawn
 
 
-@torch.no_grad()
-def draw_naively(
-    network: AutoregressiveNetwork,
-    uniforms: torch.Tensor,
-    context: torch.Tensor | None,
-    given: torch.Tensor | None,
-    options: Options,
-) -> torch.Tensor:
-    """Return the same by a run of the network for each element."""
-    rows = len(uniforms)
-    drawn = torch.zeros_like(uniforms)
-    for place in network.order.tolist():
-        numbers = network.numbers(drawn.reshape(rows, *network.event_shape), context)
-        here = numbers.reshape(rows, -1, numbers.shape[-1])[:, place]
-        value = network.elements.draw(here, uniforms[:, place], options.temperature, options.top_p)
-        if given is not None:
-            value = torch.where(given[:, place].isnan(), value, given[:, place])
-        drawn[:, place] = value
-    return drawn
+def running_total(progress: Progress | None, total: int) -> Progress | None:
+    """Return what tells of several draws, one after the other, as of one.
+
+    Args:
+        progress: Is told how many elements are drawn, and of how many.
+        total: Number of elements of all draws.
+    """
+    if progress is None:
+        return None
+    told, before = progress, 0
+
+    def tell(done: int, of: int) -> None:
+        nonlocal before
+        told(before + done, total)
+        if done == of:
+            before += of
+
+    return tell
 
 
 @dataclass
@@ -130,17 +143,16 @@ def _sampler(network: AutoregressiveNetwork) -> NativeSampler | None:
             known.sampler.refresh()
             known.versions = versions
         return known.sampler
-    training = network.training
     sampler = None
     try:
-        sampler = NativeSampler(network.eval())
+        with evaluating(network):
+            sampler = NativeSampler(network)
     except (CannotPlan, NoCompiler) as reason:
         warnings.warn(
-            f"{type(network).__name__} is run anew for each element, which is slow: {reason}.",
+            f"{type(network).__name__} is run as a whole until its draws do not change any more, "
+            f"which is slow: {reason}.",
             RuntimeWarning,
             stacklevel=2,
         )
-    finally:
-        network.train(training)
     _samplers[network] = _Known(sampler, identities, versions)
     return sampler

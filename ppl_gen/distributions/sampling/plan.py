@@ -20,16 +20,25 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import fx
 
+from ppl_gen.distributions.sampling.operators import (
+    BINARY,
+    UNARY,
+    CannotPlan,
+    aten,
+    check_plain,
+)
 from ppl_gen.distributions.sampling.record import ELEMENTS, Recorded
+from ppl_gen.distributions.sampling.taps import taps, taps_of_transposed
 
-__all__ = ["NOTHING", "Affine", "CannotPlan", "Plan", "Pointwise", "make_plan"]
+__all__ = ["NOTHING", "Affine", "Given", "Plan", "Pointwise", "Slots", "make_plan"]
 
 Slots: TypeAlias = NDArray[np.int64]
 Array: TypeAlias = NDArray[Any]
 
-aten = torch.ops.aten
 # The slot of what is zero.
 NOTHING = -1
+# The most slots: plans of larger networks take too much memory, about 40 bytes for each.
+_MOST = 2**26
 # Operators that move numbers, and can be run on slots as they are.
 _MOVES = {
     aten.view.default,
@@ -56,30 +65,6 @@ _MOVES = {
     aten.upsample_nearest2d.default,
     operator.getitem,
 }
-# Functions of one number.
-UNARY = {
-    aten.relu.default: "relu",
-    aten.tanh.default: "tanh",
-    aten.sigmoid.default: "sigmoid",
-    aten.exp.default: "exp",
-    aten.neg.default: "neg",
-    aten.elu.default: "elu",
-    aten.silu.default: "silu",
-    aten.softplus.default: "softplus",
-    aten.abs.default: "abs",
-}
-BINARY = {
-    aten.add.Tensor: "add",
-    aten.sub.Tensor: "sub",
-    aten.mul.Tensor: "mul",
-    aten.div.Tensor: "div",
-    aten.maximum.default: "maximum",
-    aten.minimum.default: "minimum",
-}
-
-
-class CannotPlan(Exception):
-    """A network has an operator that is not followed; the message names it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +147,8 @@ class _Planner:
     def __init__(self, recorded: Recorded) -> None:
         self.recorded = recorded
         self.order = recorded.about.order
-        self.times: list[Slots] = []
+        # By slot; more of them than there are slots, so that few are copied when one is added.
+        self.times = np.zeros(1024, dtype=np.int64)
         self.count = 0
         self.operators: list[Affine | Pointwise] = []
         self.slots: dict[fx.Node, Any] = {}
@@ -179,7 +165,7 @@ class _Planner:
                 self.slots[node] = self._follow(node)
         (result,) = nodes[-1].all_input_nodes
         numbers = self.slots[result].reshape(len(self.order), -1).numpy()[self.order]
-        found = np.concatenate(self.times)
+        found = self.times[: self.count].copy()
         self._check(found, numbers)
         return Plan(self.operators, found, self.order.copy(), numbers)
 
@@ -200,15 +186,16 @@ class _Planner:
 
     def _new(self, times: Slots) -> Slots:
         """Return slots of numbers that are known after so many elements."""
-        slots = np.arange(self.count, self.count + len(times))
-        self.times.append(times)
-        self.count += len(times)
-        return slots
+        first, self.count = self.count, self.count + len(times)
+        if self.count > _MOST:
+            raise CannotPlan(f"so many numbers: more than {_MOST:,}")
+        if self.count > len(self.times):
+            self.times = np.concatenate([self.times, np.zeros(self.count, dtype=np.int64)])
+        self.times[first : self.count] = times
+        return np.arange(first, self.count)
 
     def _times_of(self, slots: Slots) -> Slots:
-        if len(self.times) > 1:
-            self.times = [np.concatenate(self.times)]
-        return np.asarray(np.where(slots == NOTHING, 0, self.times[0][slots]))
+        return np.asarray(np.where(slots == NOTHING, 0, self.times[slots]))
 
     # ---- operators
 
@@ -225,15 +212,18 @@ class _Planner:
             if value and value[0] != 0:
                 raise CannotPlan(f"padding with {value[0]}")
             return F.pad(self._slots_of(source), pad, value=NOTHING)
-        if target is aten.cat.default:
+        if target in (aten.cat.default, aten.stack.default):
             parts, *axis = args
-            return torch.cat([self._or_nothing(each) for each in parts], *axis)
+            return target([self._or_nothing(each) for each in parts], *axis)
         if target in UNARY:
-            self._plain(node, 1)
+            check_plain(node, 1)
             return self._pointwise(UNARY[target], args[0])
         if target in BINARY:
-            self._plain(node, 2)
-            return self._pointwise(BINARY[target], *args)
+            check_plain(node, 2)
+            return self._pointwise(BINARY[target], *args[:2])
+        if target is aten.rsub.Scalar:
+            check_plain(node, 2)
+            return self._pointwise("sub", args[1], args[0])
         if target is aten.convolution.default:
             return self._convolution(*args)
         if target is aten.addmm.default:
@@ -246,10 +236,6 @@ class _Planner:
         if target is aten.cumsum.default:
             return self._cumulative(*args)
         raise CannotPlan(f"the operator {target}")
-
-    def _plain(self, node: fx.Node, count: int) -> None:
-        if len(node.args) > count or node.kwargs:
-            raise CannotPlan(f"the operator {node.target} with options {node.args[count:]}")
 
     def _slots_of(self, node: Any) -> Any:
         if node not in self.slots:
@@ -351,11 +337,11 @@ class _Planner:
         added = None if bias is None else self._constant(bias).numpy()
         if transposed:
             weight = weight.transpose(0, 1)
-        find = _taps_of_transposed if transposed else _taps
-        taps, shape = find(
-            slots, weight.shape[2:], stride, padding, dilation, output_padding
-        )  # (channel, tap, position)
-        inputs = taps.permute(2, 1, 0).reshape(taps.shape[2], -1).numpy()
+        find = taps_of_transposed if transposed else taps
+        seen, shape = find(
+            slots, weight.shape[2:], stride, padding, dilation, output_padding, NOTHING
+        )
+        inputs = seen.permute(2, 1, 0).reshape(seen.shape[2], -1).numpy()
         flat = weight.flatten(2).permute(2, 1, 0).reshape(-1, weight.shape[0]).numpy()
         outputs = self._affine(flat, added, inputs)
         return torch.from_numpy(outputs.T.copy()).reshape(1, -1, *shape)
@@ -366,59 +352,3 @@ def _shape(operand: Any) -> torch.Size:
         shape: torch.Size = operand.meta["val"].shape
         return shape
     return torch.Size()
-
-
-def _taps(
-    slots: torch.Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    output_padding: Sequence[int],
-) -> tuple[torch.Tensor, list[int]]:
-    """Return the slots that a convolution sees, (channel, tap, position), and its sizes."""
-    around = [size for pad in reversed(padding) for size in (pad, pad)]
-    padded = F.pad(slots, around, value=NOTHING)
-    sizes = [
-        (padded.shape[1 + axis] - dilation[axis] * (kernel[axis] - 1) - 1) // stride[axis] + 1
-        for axis in range(len(kernel))
-    ]
-    taps = []
-    for tap in np.ndindex(*kernel):
-        part = padded
-        for axis, place in enumerate(tap):
-            start = place * dilation[axis]
-            stop = start + stride[axis] * (sizes[axis] - 1) + 1
-            index = torch.arange(start, stop, stride[axis])
-            part = part.index_select(1 + axis, index)
-        taps.append(part.flatten(1))
-    return torch.stack(taps, dim=1), sizes
-
-
-def _taps_of_transposed(
-    slots: torch.Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    output_padding: Sequence[int],
-) -> tuple[torch.Tensor, list[int]]:
-    """Return the same of a transposed convolution."""
-    inputs = slots.shape[1:]
-    sizes = [
-        (inputs[a] - 1) * stride[a] - 2 * padding[a] + dilation[a] * (kernel[a] - 1)
-        + output_padding[a] + 1
-        for a in range(len(kernel))
-    ]  # fmt: skip
-    taps = []
-    for tap in np.ndindex(*kernel):
-        part = slots
-        for axis, place in enumerate(tap):
-            from_start = torch.arange(sizes[axis]) + padding[axis] - place * dilation[axis]
-            source = from_start // stride[axis]
-            seen = (from_start % stride[axis] == 0) & (source >= 0) & (source < inputs[axis])
-            part = part.index_select(1 + axis, source.clamp(0, inputs[axis] - 1))
-            blank = (~seen).reshape(-1, *(1,) * (part.ndim - 2 - axis))
-            part = part.masked_fill(blank, NOTHING)
-        taps.append(part.flatten(1))
-    return torch.stack(taps, dim=1), sizes

@@ -12,6 +12,7 @@ from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_gen.distributions.elements import Elements
+from ppl_gen.distributions.sampling.operators import CannotPlan
 
 if TYPE_CHECKING:
     from ppl_gen.distributions.autoregressive import AutoregressiveNetwork
@@ -87,11 +88,24 @@ def record(network: AutoregressiveNetwork) -> Recorded:
 
     Args:
         network: The network, in evaluation mode.
+
+    Raises:
+        CannotPlan: If they depend on values of tensors, as branches in Python do.
     """
-    like = next(network.parameters())
+    like = next(network.parameters(), torch.zeros(()))
     x = like.new_zeros(1, *network.event_shape)
     context = None if network.context_shape is None else like.new_zeros(1, *network.context_shape)
-    graph = make_fx(lambda x, context: network.numbers(x, context))(x, context)
+    # Fake tensors: nothing is computed, whatever the length of a sequence.
+    trace = make_fx(
+        lambda x, context: network.numbers(x, context),
+        tracing_mode="fake",
+        _allow_non_fake_inputs=True,
+    )
+    try:
+        graph = trace(x, context)
+    except RuntimeError as error:
+        reason = (str(error).splitlines() or ["unknown"])[0]
+        raise CannotPlan(f"its operators cannot be recorded ({reason})") from error
     graph.graph.eliminate_dead_code()
     about = About(
         type(network).__name__,

@@ -1,20 +1,50 @@
-"""The plan of a network, run by NumPy, element by element: for comparison."""
+"""Plain samplers, element by element, with which the others are compared."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ppl_gen.core.scope import evaluating
 from ppl_gen.distributions.sampling.plan import Affine, Given, Plan, Pointwise
 from ppl_gen.distributions.sampling.record import Recorded
 
-__all__ = ["sample_by_plan"]
+if TYPE_CHECKING:
+    from ppl_gen.distributions.autoregressive import AutoregressiveNetwork
+    from ppl_gen.distributions.sampling.draw import Options
+
+__all__ = ["draw_naively", "sample_by_plan"]
 
 Array = NDArray[Any]
+
+
+@torch.no_grad()
+def draw_naively(
+    network: AutoregressiveNetwork,
+    uniforms: torch.Tensor,
+    context: torch.Tensor | None,
+    given: torch.Tensor | None,
+    options: Options,
+) -> torch.Tensor:
+    """Return the draws that uniform numbers stand for, by a run of the network for each element.
+
+    The arguments are those of `draw`.
+    """
+    rows = len(uniforms)
+    drawn = torch.zeros_like(uniforms)
+    with evaluating(network):
+        for place in network.order.tolist():
+            numbers = network.numbers(drawn.reshape(rows, *network.event_shape), context)
+            here, uniform = numbers.flatten(1, -2)[:, place], uniforms[:, place]
+            value = network.elements.draw(here, uniform, options.temperature, options.top_p)
+            if given is not None:
+                value = torch.where(given[:, place].isnan(), value, given[:, place])
+            drawn[:, place] = value
+    return drawn
 
 
 def _sigmoid(x: Array) -> Array:
@@ -37,6 +67,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "div": np.divide,
     "maximum": np.maximum,
     "minimum": np.minimum,
+    "log": np.log,
 }
 
 

@@ -10,8 +10,8 @@ typedef REAL real;
 typedef long long integer;
 
 enum { AFFINE, POINTWISE, DRAW };
-enum { RUN, LISTED, NUMBER, TABLE, OF_ROWS };
-enum { RELU, TANH, SIGMOID, EXP, NEG, ELU, SILU, SOFTPLUS, ABS, ADD, SUB, MUL, DIV, MAXIMUM, MINIMUM };
+enum { RUN, LISTED, NUMBER, TABLE, OF_ROWS, IN_TIME };
+enum { RELU, TANH, SIGMOID, EXP, NEG, ELU, SILU, SOFTPLUS, ABS, ADD, SUB, MUL, DIV, MAXIMUM, MINIMUM, LOG };
 enum { BERNOULLI, CATEGORICAL, LOGISTIC_MIXTURE };
 
 // ---- Mathematics, without branches, so that the compiler works on whole registers
@@ -63,86 +63,132 @@ static inline float exp_of(float x) {
 static inline real sigmoid(real x) { return 1 / (1 + exp_of(-x)); }
 static inline real tanh_of(real x) { return 1 - 2 / (1 + exp_of(2 * x)); }
 static inline real expm1_of(real x) {
-    // By its series where the exponential is near 1.
-    const real small = x * (1 + x * (real(1) / 2 + x * (real(1) / 6 + x * (real(1) / 24 + x * (real(1) / 120)))));
-    return x > real(-1e-2) ? small : exp_of(x) - 1;
+    // By its series near 0, where the exponential loses digits.
+    real series = 1;
+#define TERM(n) series = 1 + series * (x * (real(1) / n));
+    TERM(14) TERM(13) TERM(12) TERM(11) TERM(10) TERM(9) TERM(8) TERM(7) TERM(6) TERM(5) TERM(4) TERM(3) TERM(2)
+    return x > real(-0.3) ? x * series : exp_of(x) - 1;
 }
 
+#define EACH_LANE for (int l = 0; l < LANES; l++)
+
 // ---- Weighted sums
+
+// A register, and how many numbers are in one.
+#if defined(__AVX512F__)
+enum { REGISTER = 64, SUMS = 24 };
+#elif defined(__AVX__)
+enum { REGISTER = 32, SUMS = 12 };
+#else
+enum { REGISTER = 16, SUMS = 12 };
+#endif
+enum { WIDE = REGISTER / sizeof(real) };
+typedef real vec __attribute__((vector_size(REGISTER), aligned(sizeof(real)), may_alias));
+#define UNROLLED(i, n) _Pragma("GCC unroll 32") for (int i = 0; i < (n); i++)
+
+static inline vec load(const real* from) { return *(const vec*)from; }
+static inline void store(real* to, vec x) { *(vec*)to = x; }
 
 static inline integer place(const integer* code, integer step) {
     return code[0] + ((step - code[1]) & code[2]) * code[3];
 }
 
-enum { HEAD = 8, PER_RUN = 6 };  // integers of an affine instruction, and of each of its runs
+// Integers of an affine instruction, and of each of its runs: place (four), outputs (the width of the
+// ring), where its weights and its bias are, runs, inputs; place (four), length, first input.
+enum { HEAD = 9, PER_RUN = 6 };
 
+// Outputs are made in panels, as many as sums fit in registers, the widest first. The weights of a
+// panel are one after the other as they are read: (input, output of the panel). `panel_widths` says
+// to Python how wide panels are. Of one row, outputs that fill no register are made one by one, by
+// weights (output, input).
 #if LANES == 1
-static void affine(const integer* code, const real* weights, real* memory, integer step) {
-    const integer outputs = code[4], runs = code[7];
-    real* out = memory + place(code + 1, step);
-    const real* weight = weights + code[5];
-    const real* bias = weights + code[6];
-    enum { BLOCK = 256 / sizeof(real) };  // four registers
-    integer first = 0;
-    for (; first + BLOCK <= outputs; first += BLOCK) {
-        real sum[BLOCK];
-        for (int o = 0; o < BLOCK; o++) sum[o] = bias[first + o];
-        for (integer run = 0; run < runs; run++) {
-            const integer* one = code + HEAD + PER_RUN * run;
-            const real* x = memory + place(one, step);
-            const integer length = one[4];
-            const real* row = weight + one[5] * outputs + first;
-            for (integer i = 0; i < length; i++, row += outputs)
-                for (int o = 0; o < BLOCK; o++) sum[o] += x[i] * row[o];
-        }
-        for (int o = 0; o < BLOCK; o++) out[first + o] = sum[o];
-    }
-    if (first == outputs) return;
-    const integer rest = outputs - first;
-    real sum[BLOCK];
-    for (integer o = 0; o < rest; o++) sum[o] = bias[first + o];
-    for (integer run = 0; run < runs; run++) {
-        const integer* one = code + HEAD + PER_RUN * run;
+
+CALLED const integer panel_widths[] = {8 * WIDE, 4 * WIDE, 2 * WIDE, WIDE, 0};
+
+template <int registers>
+static void panel(const integer* code, const real* weight, const real* bias, const real* memory,
+                  real* out, integer step) {
+    vec sum[registers];
+    UNROLLED(r, registers) sum[r] = load(bias + r * WIDE);
+    const integer* one = code + HEAD;
+    for (integer run = 0; run < code[7]; run++, one += PER_RUN) {
         const real* x = memory + place(one, step);
-        const integer length = one[4];
-        const real* row = weight + one[5] * outputs + first;
-        for (integer i = 0; i < length; i++, row += outputs)
-            for (integer o = 0; o < rest; o++) sum[o] += x[i] * row[o];
+        const real* row = weight + one[5] * registers * WIDE;
+        for (integer i = 0; i < one[4]; i++, row += registers * WIDE)
+            UNROLLED(r, registers) sum[r] += x[i] * load(row + r * WIDE);
     }
-    for (integer o = 0; o < rest; o++) out[first + o] = sum[o];
+    UNROLLED(r, registers) store(out + r * WIDE, sum[r]);
 }
-#else
-template <int outputs_at_once>
-static inline void some_sums(const integer* code, const real* weight, const real* bias,
-                             integer first, real* memory, integer step) {
-    const integer outputs = code[4], runs = code[7];
-    enum { PART = LANES < 128 / (int)sizeof(real) ? LANES : 128 / (int)sizeof(real) };
-    for (int lane = 0; lane < LANES; lane += PART) {
-        real sum[outputs_at_once][PART];
-        for (int o = 0; o < outputs_at_once; o++)
-            for (int l = 0; l < PART; l++) sum[o][l] = bias[first + o];
-        for (integer run = 0; run < runs; run++) {
-            const integer* one = code + HEAD + PER_RUN * run;
-            const real* x = memory + place(one, step) * LANES + lane;
-            const integer length = one[4];
-            const real* row = weight + one[5] * outputs + first;
-            for (integer i = 0; i < length; i++, row += outputs, x += LANES)
-                for (int o = 0; o < outputs_at_once; o++)
-                    for (int l = 0; l < PART; l++) sum[o][l] += row[o] * x[l];
-        }
-        real* out = memory + (place(code + 1, step) + first) * LANES + lane;
-        for (int o = 0; o < outputs_at_once; o++)
-            for (int l = 0; l < PART; l++) out[o * LANES + l] = sum[o][l];
+
+static real single(const integer* code, const real* weight, real sum, const real* memory, integer step) {
+    vec sums[4] = {};
+    const integer* one = code + HEAD;
+    for (integer run = 0; run < code[7]; run++, one += PER_RUN) {
+        const real* x = memory + place(one, step);
+        const real* row = weight + one[5];
+        const integer length = one[4];
+        integer i = 0;
+        for (; i + 4 * WIDE <= length; i += 4 * WIDE)
+            UNROLLED(r, 4) sums[r] += load(x + i + r * WIDE) * load(row + i + r * WIDE);
+        for (; i + WIDE <= length; i += WIDE) sums[0] += load(x + i) * load(row + i);
+        for (; i < length; i++) sum += x[i] * row[i];
     }
+    sums[0] += sums[1] + (sums[2] + sums[3]);
+    UNROLLED(r, WIDE) sum += sums[0][r];
+    return sum;
 }
 
 static void affine(const integer* code, const real* weights, real* memory, integer step) {
-    const integer outputs = code[4];
+    const integer outputs = code[4], inputs = code[8];
     const real *weight = weights + code[5], *bias = weights + code[6];
+    real* out = memory + place(code + 1, step);
     integer first = 0;
-    for (; first + 8 <= outputs; first += 8) some_sums<8>(code, weight, bias, first, memory, step);
-    for (; first < outputs; first++) some_sums<1>(code, weight, bias, first, memory, step);
+#define PANELS(n)                                                                            \
+    for (; first + n * WIDE <= outputs; first += n * WIDE)                                   \
+        panel<n>(code, weight + first * inputs, bias + first, memory, out + first, step);
+    PANELS(8) PANELS(4) PANELS(2) PANELS(1)
+    for (; first < outputs; first++)
+        out[first] = single(code, weight + first * inputs, bias[first], memory, step);
 }
+
+#else
+
+// Lanes are taken by one or two registers.
+enum { SIDE = LANES <= WIDE ? 1 : 2, PART = SIDE * WIDE, MOST = SUMS / SIDE };
+CALLED const integer panel_widths[] = {MOST, MOST >= 16 ? 16 : 8, 8, 4, 2, 1, 0};
+
+template <int width>
+static void panel(const integer* code, const real* weight, const real* bias, const real* memory,
+                  real* out, integer step) {
+    vec sum[width][SIDE];
+    UNROLLED(o, width) UNROLLED(s, SIDE) sum[o][s] = bias[o] + vec{};
+    const integer* one = code + HEAD;
+    for (integer run = 0; run < code[7]; run++, one += PER_RUN) {
+        const real* x = memory + place(one, step) * LANES;
+        const real* row = weight + one[5] * width;
+        for (integer i = 0; i < one[4]; i++, row += width, x += LANES) {
+            vec here[SIDE];
+            UNROLLED(s, SIDE) here[s] = load(x + s * WIDE);
+            UNROLLED(o, width) UNROLLED(s, SIDE) sum[o][s] += row[o] * here[s];
+        }
+    }
+    UNROLLED(o, width) UNROLLED(s, SIDE) store(out + o * LANES + s * WIDE, sum[o][s]);
+}
+
+static void affine(const integer* code, const real* weights, real* memory, integer step) {
+    const integer outputs = code[4], inputs = code[8];
+    const real *weight = weights + code[5], *bias = weights + code[6];
+    real* out = memory + place(code + 1, step) * LANES;
+    for (integer lane = 0; lane < LANES; lane += PART) {
+        integer first = 0;
+#define PANELS(n)                                                                        \
+        for (; first + n <= outputs; first += n)                                         \
+            panel<n>(code, weight + first * inputs, bias + first, memory + lane,         \
+                     out + first * LANES + lane, step);
+        PANELS(MOST) PANELS((MOST >= 16 ? 16 : 8)) PANELS(8) PANELS(4) PANELS(2) PANELS(1)
+    }
+}
+
 #endif
 
 // ---- Functions of single numbers
@@ -155,23 +201,24 @@ struct Operands {
 };
 
 // Copies the numbers of an operand, where they are not one after the other already. Code says the
-// kind, and where: four integers of a place, of which others than a run use the first alone.
+// kind, and where: four integers of a place. What changes with time and row is the same for as many
+// steps as the third of them says.
 static const real* gathered(const Operands& from, const integer* code, integer count, real* room,
                             integer step) {
     const integer kind = code[0], at = code[1];
     if (kind == RUN) return from.memory + place(code + 1, step) * LANES;
     if (kind == OF_ROWS) return from.of_rows + at * LANES;
+    if (kind == IN_TIME) return from.of_rows + (at + (step - code[2]) / code[3] * code[4]) * LANES;
     if (kind == LISTED) {
         const integer* index = from.indices + 4 * at;
         for (integer i = 0; i < count; i++, index += 4) {
             const real* x = from.memory + place(index, step) * LANES;
-            for (int lane = 0; lane < LANES; lane++) room[i * LANES + lane] = x[lane];
+            EACH_LANE room[i * LANES + l] = x[l];
         }
         return room;
     }
     for (integer i = 0; i < count; i++)
-        for (int lane = 0; lane < LANES; lane++)
-            room[i * LANES + lane] = from.numbers[kind == TABLE ? at + i : at];
+        EACH_LANE room[i * LANES + l] = from.numbers[kind == TABLE ? place(code + 1, step) + i : at];
     return room;
 }
 
@@ -192,6 +239,7 @@ static void apply(integer function, integer size, const real* a, const real* b, 
         case MUL: EACH out[i] = a[i] * b[i]; break;
         case DIV: EACH out[i] = a[i] / b[i]; break;
         case MAXIMUM: EACH out[i] = a[i] > b[i] ? a[i] : b[i]; break;
+        case LOG: EACH out[i] = real(__builtin_log(a[i])); break;
         case MINIMUM: EACH out[i] = a[i] < b[i] ? a[i] : b[i]; break;
     }
 }
@@ -222,16 +270,41 @@ static real drawn_category(const real* probability, integer categories, real uni
     return real(categories - 1);
 }
 
-static void softmax(real* x, integer count) {
+static void softmax(const real* x, integer count, real temperature, real* probability) {
     real largest = x[0];
     for (integer k = 1; k < count; k++) largest = x[k] > largest ? x[k] : largest;
-    for (integer k = 0; k < count; k++) x[k] = exp_of(x[k] - largest);
+    for (integer k = 0; k < count; k++) probability[k] = exp_of((x[k] - largest) / temperature);
+}
+
+// Draws categories for all lanes at once: numbers (category, lane) become their probabilities.
+static void draw_categories(const real* numbers, integer categories, real temperature,
+                            const real* uniforms, real* probability, real* drawn) {
+    real largest[LANES];
+    double total[LANES] = {}, level[LANES], cumulative[LANES] = {};
+    EACH_LANE largest[l] = numbers[l];
+    for (integer k = 1; k < categories; k++) {
+        const real* x = numbers + k * LANES;
+        EACH_LANE largest[l] = x[l] > largest[l] ? x[l] : largest[l];
+    }
+    for (integer k = 0; k < categories; k++) {
+        const real* x = numbers + k * LANES;
+        real* p = probability + k * LANES;
+        EACH_LANE p[l] = exp_of((x[l] - largest[l]) / temperature);
+        EACH_LANE total[l] += p[l];
+    }
+    EACH_LANE level[l] = uniforms[l] * total[l];
+    EACH_LANE drawn[l] = 0;
+    for (integer k = 0; k < categories - 1; k++) {
+        const real* p = probability + k * LANES;
+        EACH_LANE cumulative[l] += p[l];
+        EACH_LANE drawn[l] += cumulative[l] <= level[l] ? 1 : 0;
+    }
 }
 
 static void mixture(const real* numbers, integer components, integer categories, real temperature,
-                    real* weight, real* probability) {
-    for (integer k = 0; k < components; k++) weight[k] = numbers[k] / temperature;
-    softmax(weight, components);
+                    real* room, real* probability) {
+    real *weight = room, *below = room + components;
+    softmax(numbers, components, temperature, weight);
     double total = 0;
     for (integer k = 0; k < components; k++) total += weight[k];
     for (integer c = 0; c < categories; c++) probability[c] = 0;
@@ -241,12 +314,12 @@ static void mixture(const real* numbers, integer components, integer categories,
         real log_scale = numbers[2 * components + k];
         log_scale = log_scale < -7 ? -7 : log_scale;
         const real precision = exp_of(-log_scale) / temperature, share = real(weight[k] / total);
-        for (integer c = 0; c < categories; c++) {
-            const real centred = 2 * half * c - 1 - loc;
-            const real upper = c == categories - 1 ? 1 : sigmoid(precision * (centred + half));
-            const real lower = c == 0 ? 0 : sigmoid(precision * (centred - half));
-            probability[c] += share * (upper - lower);
-        }
+        // The probability of what is below the upper edge of each category but the last.
+        for (integer c = 0; c < categories - 1; c++)
+            below[c] = sigmoid(precision * (2 * half * c - 1 - loc + half));
+        probability[0] += share * below[0];
+        for (integer c = 1; c < categories - 1; c++) probability[c] += share * (below[c] - below[c - 1]);
+        probability[categories - 1] += share * (1 - below[categories - 2]);
     }
 }
 
@@ -274,9 +347,9 @@ struct Call {
     const real* numbers;
     const real* of_rows;
     real* memory;
-    real* room;            // twice as long as the longest operand, and three times the numbers
+    real* room;            // for two operands, or the numbers of an element and what is made of them
     const real* uniforms;  // (element, LANES)
-    const real* given;     // (element, LANES), NaN where there is nothing given
+    const real* given;     // (element, LANES), NaN where there is nothing given; null for nothing
     real* drawn;           // (element, LANES)
     integer likelihood, categories, components;
     double temperature, top_p;
@@ -284,32 +357,34 @@ struct Call {
 
 static void draw(const integer* code, const Call& call, const Operands& from, integer step) {
     const integer element = code[1] < 0 ? step : code[1], count = code[6];
+    const integer categories = call.categories;
+    const real temperature = real(call.temperature);
     const real* all = gathered(from, code + 7, count, call.room, step);
-    real* numbers = call.room + count * LANES;
-    for (int lane = 0; lane < LANES; lane++) {
-        const real known = call.given[element * LANES + lane];
-        real value = known;
-        if (known != known) {
-            for (integer k = 0; k < count; k++) numbers[k] = all[k * LANES + lane];
-            const real uniform = call.uniforms[element * LANES + lane];
-            if (call.likelihood == BERNOULLI) {
-                value = uniform >= 1 - sigmoid(numbers[0] / real(call.temperature)) ? 1 : 0;
-            } else {
-                const integer categories = call.categories;
-                real *probability = numbers + count, *beside = probability + categories;
-                if (call.likelihood == CATEGORICAL) {
-                    for (integer k = 0; k < count; k++) probability[k] = numbers[k] / real(call.temperature);
-                    softmax(probability, count);
-                } else {
-                    mixture(numbers, call.components, categories, real(call.temperature), beside, probability);
-                }
-                if (call.top_p < 1) keep_top(probability, categories, call.top_p, beside);
-                value = drawn_category(probability, categories, uniform);
-            }
+    const real* uniforms = call.uniforms + element * LANES;
+    real* values = call.drawn + element * LANES;
+    real* room = call.room + count * LANES;
+    if (call.likelihood == BERNOULLI) {
+        EACH_LANE values[l] = uniforms[l] >= 1 - sigmoid(all[l] / temperature) ? 1 : 0;
+    } else if (call.likelihood == CATEGORICAL && call.top_p == 1) {
+        draw_categories(all, categories, temperature, uniforms, room, values);
+    } else {
+        real *numbers = room, *probability = room + count, *beside = probability + categories;
+        EACH_LANE {
+            for (integer k = 0; k < count; k++) numbers[k] = all[k * LANES + l];
+            if (call.likelihood == CATEGORICAL)
+                softmax(numbers, count, temperature, probability);
+            else
+                mixture(numbers, call.components, categories, temperature, beside, probability);
+            if (call.top_p < 1) keep_top(probability, categories, call.top_p, beside);
+            values[l] = drawn_category(probability, categories, uniforms[l]);
         }
-        call.drawn[element * LANES + lane] = value;
-        call.memory[place(code + 2, step) * LANES + lane] = value;
     }
+    if (call.given) {
+        const real* given = call.given + element * LANES;
+        EACH_LANE values[l] = given[l] == given[l] ? given[l] : values[l];
+    }
+    real* memory = call.memory + place(code + 2, step) * LANES;
+    EACH_LANE memory[l] = values[l];
 }
 
 // Runs code from `start` to `stop`, once for each of some steps.

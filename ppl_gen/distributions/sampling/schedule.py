@@ -1,419 +1,340 @@
-"""A plan in the order in which it is run, with a place in memory for each number in use."""
+"""A plan in the order in which it is run, with a place in memory for each number in use.
+
+What an operator makes after one element is a batch: it is run at once, and its numbers are next
+to each other in memory. There are tens of thousands of batches, so that all is done on arrays, an
+operator at a time; only the places in memory are found batch by batch.
+"""
 
 from __future__ import annotations
 
-import enum
-import itertools
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from ppl_gen.distributions.sampling.plan import (
-    NOTHING,
-    Affine,
-    Given,
-    Plan,
-    Pointwise,
-    Slots,
+from ppl_gen.distributions.sampling.plan import NOTHING, Affine, Given, Plan, Pointwise, Slots
+from ppl_gen.distributions.sampling.program import (
+    FUNCTIONS,
+    Code,
+    Operand,
+    Program,
+    aligned,
+    joined,
 )
 from ppl_gen.distributions.sampling.record import CONTEXT, Recorded
 
-__all__ = [
-    "FUNCTIONS",
-    "Code",
-    "Operand",
-    "Schedule",
-    "joined",
-    "make_schedule",
-    "runs_of",
-    "tables_of_context",
-]
-
-Array: TypeAlias = NDArray[Any]
-
-# As in sampler.cpp.
-FUNCTIONS = (
-    "relu",
-    "tanh",
-    "sigmoid",
-    "exp",
-    "neg",
-    "elu",
-    "silu",
-    "softplus",
-    "abs",
-    "add",
-    "sub",
-    "mul",
-    "div",
-    "maximum",
-    "minimum",
-)
+__all__ = ["make_schedule"]
 
 
-class Code(enum.IntEnum):
-    """What an instruction does, as in sampler.cpp."""
-
-    AFFINE = 0
-    POINTWISE = 1
-    DRAW = 2
-
-
-class Operand(enum.IntEnum):
-    """Where an operand of a pointwise instruction is, as in sampler.cpp."""
-
-    RUN = 0  # places one after the other
-    LISTED = 1  # places in the list of indices
-    NUMBER = 2  # one number
-    TABLE = 3  # numbers, the same for all rows
-    OF_ROWS = 4  # numbers, others for each row
-
-
-@dataclass(frozen=True, eq=False)
-class Schedule:
-    """What is to be run.
+@dataclass(eq=False)
+class _Batches:
+    """What is run of one operator.
 
     Args:
-        code: The instructions, one after the other.
-        starts: Where in the code the instructions begin that make the numbers of each element, and
-            draw it, `(element + 1,)`. Of a sequence none: all code is run for each element.
-        weights: Weights and biases, one after the other.
-        indices: Places that are not one after the other.
-        numbers: Numbers that depend neither on the elements nor on the context.
-        of_context: Node and flat index of the numbers that depend on the context.
-        places: Number of places in memory. That of what is zero is the first one.
-        affine: Indices of the operators in the plan whose weights these are, in order.
-        tables: Node and flat index of the numbers, in order; a number for one that is written in
-            the network.
+        which: Positions of an affine operator, elements of another one, by time.
+        outputs: Slots that they make, in the order in which they are stored.
+        times: After how many elements each batch is run.
+        starts: Where in `outputs` each begins.
+        sizes: How many outputs each has.
     """
 
-    code: Slots
+    which: Slots
+    outputs: Slots
+    times: Slots
     starts: Slots
-    weights: Array
-    indices: Slots
-    numbers: Array
-    of_context: tuple[tuple[fx.Node, Slots], ...]
-    places: int
-    affine: tuple[int, ...] = ()
-    tables: tuple[tuple[fx.Node | float, Slots], ...] = ()
-
-    def filled(self, recorded: Recorded, plan: Plan) -> Schedule:
-        """Return it with the weights of a plan that differs in them alone.
-
-        Args:
-            recorded: The operators of the network, with its present weights.
-            plan: Their plan.
-        """
-        dtype = recorded.about.dtype
-        weights: list[Array] = []
-        for index in self.affine:
-            each = plan.operators[index]
-            assert isinstance(each, Affine)
-            weights += [each.weight.reshape(-1), each.bias]
-        numbers = [
-            np.array([node])
-            if isinstance(node, float)
-            else recorded.constants[node].reshape(-1).cpu().numpy()[index]
-            for node, index in self.tables
-        ]
-        return replace(self, weights=joined(weights, dtype), numbers=joined(numbers, dtype))
+    sizes: Slots
 
 
-@dataclass(frozen=True)
-class _Item:
-    """A part of an operator that is run at once.
-
-    Args:
-        time: After how many elements it is run.
-        operator: Index of the operator.
-        position: Of an affine operator.
-        elements: Of a pointwise operator.
-    """
-
-    time: int
-    operator: int
-    position: int
-    elements: Slots | None
-
-
-def make_schedule(recorded: Recorded, plan: Plan) -> Schedule:
-    """Return the schedule of a plan.
+def make_schedule(recorded: Recorded, plan: Plan) -> Program:
+    """Return the program of a plan.
 
     Args:
         recorded: The operators of the network.
         plan: The plan.
     """
-    return _Scheduler(recorded, plan).schedule()
-
-
-def tables_of_context(
-    recorded: Recorded, schedule: Schedule, context: torch.Tensor | None, dtype: Any
-) -> Array:
-    """Return the numbers that depend on the context, `(number, row)`; none where none do.
-
-    Args:
-        recorded: The operators of the network.
-        schedule: The schedule.
-        context: What comes with each row, `(row, *context_shape)`.
-        dtype: Of the result.
-    """
-    if context is None or not schedule.of_context:
-        return np.zeros((0, 1), dtype=dtype)
-    distinct, which = torch.unique(context, dim=0, return_inverse=True)
-    columns = []
-    for row in distinct:
-        values = recorded.of_context(row.unsqueeze(0))
-        parts = [values[node].reshape(-1)[index] for node, index in schedule.of_context]
-        columns.append(torch.cat(parts).cpu().numpy())
-    return np.ascontiguousarray(np.stack(columns, axis=1)[:, which.cpu().numpy()].astype(dtype))
+    return _Scheduler(recorded, plan).program()
 
 
 class _Scheduler:
     def __init__(self, recorded: Recorded, plan: Plan) -> None:
         self.recorded = recorded
         self.plan = plan
-        self.memory = _Memory()
-        self.place = np.full(len(plan.times) + 1, NOTHING, dtype=np.int64)
-        self.place[NOTHING] = self.memory.take(1)  # of zero, for good
-        self.code: list[int] = []
+        # When things are done: after how many elements, and by which operator. Last, an element is
+        # drawn.
+        self.period = len(plan.operators) + 1
+        self.instructions = _Instructions()
+        self.longest = plan.numbers.shape[1]
+        self.num_weights = 0
         self.indices: list[Slots] = []
         self.num_indices = 0
         self.given: list[tuple[fx.Node | float, Slots]] = []
-        self.num_numbers = 0
+        self.num_given = 0
         self.of_context: list[tuple[fx.Node, Slots]] = []
         self.num_of_context = 0
-        self.affine: list[int] = []
-        self.num_weights = 0
-        self.weights_of: dict[int, tuple[int, int]] = {}
-        self.tables: dict[Any, int] = {}
 
-    def schedule(self) -> Schedule:
-        items, dying = self._needed()
-        plan = self.plan
-        self.place[plan.elements] = self.memory.take(len(plan.elements)) + np.arange(
-            len(plan.elements)
-        )
-        starts = []
-        following = iter(items)
-        item = next(following, None)
-        number = 0
-        for step in range(len(plan.elements)):
-            starts.append(len(self.code))
-            while item is not None and item.time <= step:
-                self._emit(item)
-                for block in dying.get(number, ()):
-                    self._release(block)
-                number += 1
-                item = next(following, None)
-            self._emit_draw(step)
-            for block in dying.get(-1 - step, ()):
-                self._release(block)
-        starts.append(len(self.code))
+    def program(self) -> Program:
+        plan, recorded = self.plan, self.recorded
+        batches = self._batches()
+        self.place, places = self._placed(batches)
+        affine = []
+        for index, (operator, each) in enumerate(zip(plan.operators, batches, strict=True)):
+            if not len(each.which):
+                continue
+            if isinstance(operator, Affine):
+                affine.append(index)
+                self._affine(index, operator, each)
+            else:
+                self._pointwise(index, operator, each)
+        self._draws()
+        steps = np.arange(len(plan.elements) + 1) * self.period
+        code, starts = self.instructions.in_order(steps)
         blank = np.zeros(0)
-        found = Schedule(
-            np.array(self.code, dtype=np.int64),
-            np.array(starts, dtype=np.int64),
-            blank,
+        found = Program(
+            code,
+            starts,
+            (),
             joined(self.indices, np.int64),
             blank,
             tuple(self.of_context),
-            self.memory.size,
-            tuple(self.affine),
+            places,
+            self.longest,
+            tuple(affine),
             tuple(self.given),
         )
-        return found.filled(self.recorded, plan)
+        return found.filled(recorded, plan)
 
-    # ---- what is run, and for how long its results are used
+    # ---- what is run when, and where its results are
 
-    def _items(self) -> list[_Item]:
+    def _batches(self) -> list[_Batches]:
+        plan = self.plan
+        used = self._used()
+        rank = np.arange(len(plan.times) + 1)
         found = []
-        last = len(self.plan.elements)
-        for index, each in enumerate(self.plan.operators):
-            if isinstance(each, Affine):
-                times = self.plan.times[each.outputs[:, 0]]
-                found += [
-                    _Item(int(time), index, position, None)
-                    for position, time in enumerate(times)
-                    if time < last
-                ]
+        for operator in plan.operators:
+            if isinstance(operator, Affine):
+                times = plan.times[operator.outputs[:, 0]]
+                order = np.argsort(times, kind="stable")
+                keep = used[operator.outputs[order]].max(axis=1)
+            else:
+                times = plan.times[operator.outputs]
+                first = next(x for x in operator.operands if not isinstance(x, Given))
+                # In the order in which the first operand is stored.
+                rank[operator.outputs] = rank[first]
+                order = np.lexsort((rank[first], times))
+                keep = used[operator.outputs[order]]
+            which = order[keep]
+            outputs = operator.outputs[which]
+            width = outputs.shape[1] if outputs.ndim == 2 else 1
+            values, starts, counts = np.unique(times[which], return_index=True, return_counts=True)
+            found.append(
+                _Batches(which, outputs.reshape(-1), values, starts * width, counts * width)
+            )
+        return found
+
+    def _used(self) -> NDArray[np.bool_]:
+        """Return by slot whether the numbers of an element need it."""
+        plan = self.plan
+        used = np.zeros(len(plan.times) + 1, dtype=bool)
+        used[plan.numbers] = True
+        for operator in reversed(plan.operators):
+            if isinstance(operator, Affine):
+                used[operator.inputs[used[operator.outputs].any(axis=1)]] = True
+            else:
+                for operand in operator.operands:
+                    if not isinstance(operand, Given):
+                        used[operand[used[operator.outputs]]] = True
+            used[NOTHING] = False
+        return used
+
+    def _placed(self, batches: list[_Batches]) -> tuple[Slots, int]:
+        """Return the place of each slot, and how many places there are."""
+        plan = self.plan
+        last = self._last_uses(batches)
+        keys = np.concatenate([each.times * self.period + k for k, each in enumerate(batches)])
+        sizes = np.concatenate([each.sizes for each in batches])
+        ends = np.concatenate(
+            [np.maximum.reduceat(last[b.outputs], b.starts) for b in batches if len(b.which)]
+        )
+        memory = _Memory()
+        place = np.zeros(len(plan.times) + 1, dtype=np.int64)
+        place[NOTHING] = memory.take(1)  # of zero, for good
+        place[plan.elements] = memory.take(len(plan.elements)) + np.arange(len(plan.elements))
+        firsts = _allocated(memory, keys, sizes, ends)
+        done = 0
+        for each in batches:
+            count = len(each.times)
+            shift = np.repeat(firsts[done : done + count] - each.starts, each.sizes)
+            place[each.outputs] = shift + np.arange(len(each.outputs))
+            done += count
+        return place, memory.size
+
+    def _last_uses(self, batches: list[_Batches]) -> Slots:
+        """Return by slot when it is used last."""
+        plan = self.plan
+        last = np.zeros(len(plan.times) + 1, dtype=np.int64)
+
+        def use(slots: Slots, keys: Slots) -> None:
+            # Keys go up, and of several for a slot the last one stays.
+            last[slots] = np.maximum(last[slots], keys)
+
+        for index, (operator, each) in enumerate(zip(plan.operators, batches, strict=True)):
+            if not len(each.which):
                 continue
-            times = self.plan.times[each.outputs]
-            order = np.argsort(times, kind="stable")
-            values, starts = np.unique(times[order], return_index=True)
-            for time, elements in zip(values, np.split(order, starts[1:]), strict=True):
-                if time < last:
-                    found.append(_Item(int(time), index, 0, elements))
-        return sorted(found, key=lambda item: (item.time, item.operator))
-
-    def _needed(self) -> tuple[list[_Item], Mapping[int, list[Slots]]]:
-        """Return the items that the numbers need, and the outputs that are not used after each.
-
-        The key -1 - i stands for the drawing of element i.
-        """
-        items = self._items()
-        # After which item, or drawing, a slot is used last.
-        last_use = np.full(len(self.plan.times) + 1, np.iinfo(np.int64).min)
-        is_used = np.zeros(len(self.plan.times) + 1, dtype=bool)
-        by_time: dict[int, list[int]] = defaultdict(list)
-        for index, item in enumerate(items):
-            by_time[item.time].append(index)
-        kept: list[_Item] = []
-        endings: list[tuple[_Item, int]] = []
-        for step in reversed(range(len(self.plan.elements))):
-            numbers = self.plan.numbers[step]
-            fresh = numbers[~is_used[numbers]]
-            last_use[fresh] = -1 - step
-            is_used[fresh] = True
-            for index in reversed(by_time.get(step, [])):
-                item = items[index]
-                outputs, inputs = self._slots_of(item)
-                used = is_used[outputs]
-                if not used.any():
-                    continue
-                kept.append(item)
-                fresh = inputs[~is_used[inputs]]
-                last_use[fresh] = len(kept) - 1
-                is_used[fresh] = True
-                endings.append((item, len(kept) - 1))
-        kept.reverse()
-        count = len(kept)
-        dying: dict[int, list[Slots]] = defaultdict(list)
-        for item in kept:
-            outputs, _ = self._slots_of(item)
-            uses = last_use[outputs[is_used[outputs]]]
-            drawn, run = uses[uses < 0], uses[uses >= 0]
-            # Items are counted from the end here; the drawing of a step comes after its items.
-            end = _latest(drawn, run, count, kept)
-            dying[end].append(outputs)
-        return kept, dying
-
-    def _slots_of(self, item: _Item) -> tuple[Slots, Slots]:
-        """Return the slots that an item makes, and those that it uses."""
-        each = self.plan.operators[item.operator]
-        if isinstance(each, Affine):
-            inputs = each.inputs[item.position]
-            return each.outputs[item.position], inputs[inputs != NOTHING]
-        used = [x[item.elements] for x in each.operands if not isinstance(x, Given)]
-        inputs = np.concatenate(used)
-        return each.outputs[item.elements], inputs[inputs != NOTHING]
-
-    def _release(self, slots: Slots) -> None:
-        self.memory.give(int(self.place[slots].min()), len(slots))
+            keys = np.repeat(each.times, each.sizes) * self.period + index
+            if isinstance(operator, Affine):
+                inputs = operator.inputs[each.which]
+                use(inputs, keys.reshape(len(inputs), -1)[:, :1])
+                continue
+            for operand in operator.operands:
+                if not isinstance(operand, Given):
+                    use(operand[each.which], keys)
+        drawn = np.arange(1, len(plan.numbers) + 1) * self.period - 1
+        use(plan.numbers, drawn[:, None])
+        return last
 
     # ---- instructions
 
-    def _emit(self, item: _Item) -> None:
-        each = self.plan.operators[item.operator]
-        if isinstance(each, Affine):
-            self._emit_affine(item, each)
-        else:
-            self._emit_pointwise(item, each)
+    def _affine(self, index: int, operator: Affine, batches: _Batches) -> None:
+        weight = self.num_weights
+        bias = weight + aligned(operator.weight.size)
+        self.num_weights = bias + aligned(operator.bias.size)
+        inputs = operator.inputs[batches.which]
+        outputs = operator.outputs[batches.which]
+        places, there = self.place[inputs], inputs != NOTHING
+        # A run goes on where the next place is that of the next input.
+        goes_on = there[:, 1:] & there[:, :-1] & (np.diff(places, axis=1) == 1)
+        edge = np.zeros((len(inputs), 1), dtype=bool)
+        rows, firsts = np.nonzero(there & ~np.hstack([edge, goes_on]))
+        _, lasts = np.nonzero(there & ~np.hstack([goes_on, edge]))
+        counts = np.bincount(rows, minlength=len(inputs))
+        head = np.zeros((len(inputs), 9), dtype=np.int64)
+        head[:, 0] = Code.AFFINE
+        head[:, 1] = self.place[outputs[:, 0]]
+        head[:, 4:] = np.array([outputs.shape[1], weight, bias, 0, inputs.shape[1]])
+        head[:, 7] = counts
+        runs = np.zeros((len(rows), 6), dtype=np.int64)
+        runs[:, 0] = places[rows, firsts]
+        runs[:, 4] = lasts - firsts + 1
+        runs[:, 5] = firsts
+        times = self.plan.times[outputs[:, 0]]
+        self.instructions.add(times * self.period + index, head, runs, counts)
 
-    def _emit_affine(self, item: _Item, each: Affine) -> None:
-        if item.operator not in self.weights_of:
-            start = self.num_weights
-            self.affine.append(item.operator)
-            self.num_weights += each.weight.size + each.bias.size
-            self.weights_of[item.operator] = start, start + each.weight.size
-        weight, bias = self.weights_of[item.operator]
-        outputs, inputs = each.outputs[item.position], each.inputs[item.position]
-        places = np.where(inputs == NOTHING, NOTHING, self.place[inputs])
-        runs = [
-            (int(places[start]), stop - start, start)
-            for start, stop in runs_of(places)
-            if inputs[start] != NOTHING
-        ]
-        out = self.memory.take(len(outputs))
-        self.place[outputs] = out + np.arange(len(outputs))
-        self.code += [Code.AFFINE, out, 0, 0, len(outputs), weight, bias, len(runs)]
-        for place, length, row in runs:
-            self.code += [place, 0, 0, 0, length, row]
-
-    def _emit_pointwise(self, item: _Item, each: Pointwise) -> None:
-        elements = item.elements
-        assert elements is not None
-        first = next(x for x in each.operands if not isinstance(x, Given))
-        elements = elements[np.argsort(self.place[first[elements]], kind="stable")]
-        out = self.memory.take(len(elements))
-        function = FUNCTIONS.index(each.function)
-        count = len(elements)
-        code = [int(Code.POINTWISE), function, out, 0, 0, count, len(each.operands)]
-        for operand in each.operands:
+    def _pointwise(self, index: int, operator: Pointwise, batches: _Batches) -> None:
+        count = len(batches.times)
+        head = np.zeros((count, 7), dtype=np.int64)
+        head[:, 0] = Code.POINTWISE
+        head[:, 1] = FUNCTIONS.index(operator.function)
+        head[:, 2] = self.place[batches.outputs[batches.starts]]
+        head[:, 5] = batches.sizes
+        head[:, 6] = len(operator.operands)
+        self.longest = max(self.longest, int(batches.sizes.max()))
+        operands = []
+        for operand in operator.operands:
             if isinstance(operand, Given):
-                code += self._given(operand, elements)
-                continue
-            places = self.place[operand[elements]]
-            code += self._read(places)
-        self.place[each.outputs[elements]] = out + np.arange(len(elements))
-        self.code += code
-
-    def _emit_draw(self, step: int) -> None:
-        numbers = self.place[self.plan.numbers[step]]
-        element = int(self.place[self.plan.elements[step]])
-        self.code += [Code.DRAW, step, element, 0, 0, 0, len(numbers), *self._read(numbers)]
-
-    def _read(self, places: Slots) -> list[int]:
-        """Return the code of an operand in memory."""
-        if len(runs_of(places)) == 1:
-            return [Operand.RUN, int(places[0]), 0, 0, 0]
-        return [Operand.LISTED, self._listed(places), 0, 0, 0]
-
-    def _given(self, operand: Given, elements: Slots) -> list[int]:
-        node = operand.node
-        is_number = isinstance(node, float)
-        index = operand.index[:1] if is_number else operand.index[elements]
-        key = (node, index.tobytes())
-        of_context = not isinstance(node, float) and self.recorded.kinds[node] == CONTEXT
-        if key not in self.tables:
-            tables: Any = self.of_context if of_context else self.given
-            tables.append((node, index))
-            self.tables[key] = self.num_of_context if of_context else self.num_numbers
-            if of_context:
-                self.num_of_context += len(index)
+                operands.append(self._given(operand, batches))
             else:
-                self.num_numbers += len(index)
-        kind = Operand.NUMBER if is_number else Operand.OF_ROWS if of_context else Operand.TABLE
-        return [kind, self.tables[key], 0, 0, 0]
+                places = self.place[operand[batches.which]]
+                operands.append(self._read(places, batches.starts, batches.sizes))
+        rest = np.stack(operands, axis=1).reshape(-1, 5)
+        each = np.full(count, len(operands))
+        self.instructions.add(batches.times * self.period + index, head, rest, each)
 
-    def _listed(self, places: Slots) -> int:
-        start = self.num_indices
-        where = np.zeros((len(places), 4), dtype=np.int64)
-        where[:, 0] = places
+    def _draws(self) -> None:
+        plan = self.plan
+        count, width = plan.numbers.shape
+        head = np.zeros((count, 7), dtype=np.int64)
+        head[:, 0] = Code.DRAW
+        head[:, 1] = np.arange(count)
+        head[:, 2] = self.place[plan.elements]
+        head[:, 6] = width
+        starts, sizes = np.arange(count) * width, np.full(count, width)
+        read = self._read(self.place[plan.numbers].reshape(-1), starts, sizes)
+        keys = np.arange(1, count + 1) * self.period - 1
+        self.instructions.add(keys, head, read, np.ones(count, dtype=np.int64))
+
+    def _read(self, places: Slots, starts: Slots, sizes: Slots) -> Slots:
+        """Return the code of an operand in memory, for each batch."""
+        goes_on = np.ones(len(places), dtype=bool)
+        goes_on[1:] = np.diff(places) == 1
+        goes_on[starts] = True
+        is_run = np.logical_and.reduceat(goes_on, starts)
+        code = np.zeros((len(starts), 5), dtype=np.int64)
+        code[:, 0] = np.where(is_run, Operand.RUN, Operand.LISTED)
+        listed = np.where(is_run, 0, sizes)
+        code[:, 1] = np.where(is_run, places[starts], self.num_indices + np.cumsum(listed) - listed)
+        where = np.zeros((int(listed.sum()), 4), dtype=np.int64)
+        where[:, 0] = places[np.repeat(~is_run, sizes)]
         self.indices.append(where.reshape(-1))
-        self.num_indices += len(places)
-        return start
+        self.num_indices += len(where)
+        return code
+
+    def _given(self, operand: Given, batches: _Batches) -> Slots:
+        """Return the code of an operand that does not depend on the elements."""
+        node = operand.node
+        code = np.zeros((len(batches.times), 5), dtype=np.int64)
+        if isinstance(node, float):
+            code[:, 0], code[:, 1] = Operand.NUMBER, self.num_given
+            self.given.append((node, operand.index[:1]))
+            self.num_given += 1
+            return code
+        of_context = self.recorded.kinds[node] == CONTEXT
+        code[:, 0] = Operand.OF_ROWS if of_context else Operand.TABLE
+        index = operand.index[batches.which]
+        for size in np.unique(batches.sizes):
+            same = np.flatnonzero(batches.sizes == size)
+            rows = index[batches.starts[same, None] + np.arange(size)]
+            distinct, which = np.unique(rows, axis=0, return_inverse=True)
+            first = self.num_of_context if of_context else self.num_given
+            code[same, 1] = first + which.reshape(-1) * size
+            if of_context:
+                self.of_context.append((node, distinct.reshape(-1)))
+                self.num_of_context += distinct.size
+            else:
+                self.given.append((node, distinct.reshape(-1)))
+                self.num_given += distinct.size
+        return code
 
 
-def _latest(drawn: Slots, run: Slots, count: int, kept: list[_Item]) -> int:
-    """Return the key of the last use: the number of an item, or -1 - step of a drawing."""
-    last_item = count - 1 - int(run.min()) if len(run) else None
-    last_draw = -1 - int(drawn.min()) if len(drawn) else None
-    if last_draw is None:
-        assert last_item is not None
-        return last_item
-    if last_item is None or kept[last_item].time <= last_draw:
-        return -1 - last_draw
-    return last_item
+class _Instructions:
+    """Instructions that are put in order in the end."""
 
+    def __init__(self) -> None:
+        self._parts: list[tuple[Slots, Slots, Slots, Slots]] = []
 
-def runs_of(places: Slots) -> list[tuple[int, int]]:
-    """Return where numbers go up one by one, as (start, stop)."""
-    if not len(places):
-        return []
-    breaks = np.flatnonzero(np.diff(places) != 1) + 1
-    edges = [0, *breaks.tolist(), len(places)]
-    return list(itertools.pairwise(edges))
+    def add(self, keys: Slots, heads: Slots, rests: Slots, counts: Slots) -> None:
+        """Add instructions.
 
+        Args:
+            keys: When they are run, `(instruction,)`.
+            heads: How they begin, `(instruction, integer)`.
+            rests: What follows, `(rest, integer)`.
+            counts: How many rests each has, `(instruction,)`.
+        """
+        self._parts.append((keys, heads, rests, counts))
 
-def joined(parts: list[Any], dtype: Any) -> Any:
-    """Return arrays one after the other."""
-    return np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype=dtype)
+    def in_order(self, times: Slots) -> tuple[Slots, Slots]:
+        """Return the code, and where in it the instructions of each time or later begin."""
+        keys = np.concatenate([part[0] for part in self._parts])
+        lengths = np.concatenate(
+            [heads.shape[1] + counts * rests.shape[1] for _, heads, rests, counts in self._parts]
+        )
+        order = np.argsort(keys, kind="stable")
+        ends = np.cumsum(lengths[order])
+        starts = np.empty_like(ends)
+        starts[order] = ends - lengths[order]
+        code = np.zeros(int(ends[-1]), dtype=np.int64)
+        done = 0
+        for _, heads, rests, counts in self._parts:
+            here = starts[done : done + len(heads)]
+            code[here[:, None] + np.arange(heads.shape[1])] = heads
+            number = np.arange(len(rests)) - np.repeat(np.cumsum(counts) - counts, counts)
+            place = np.repeat(here + heads.shape[1], counts) + number * rests.shape[1]
+            code[place[:, None] + np.arange(rests.shape[1])] = rests
+            done += len(heads)
+        edges = np.concatenate([[0], ends])
+        return code, edges[np.searchsorted(keys[order], times)]
 
 
 class _Memory:
@@ -425,11 +346,33 @@ class _Memory:
 
     def take(self, length: int) -> int:
         """Return the first of so many places."""
-        if self._free[length]:
-            return self._free[length].pop()
+        free = self._free[length]
+        if free:
+            return free.pop()
         self.size += length
         return self.size - length
 
     def give(self, start: int, length: int) -> None:
         """Give places back."""
         self._free[length].append(start)
+
+
+def _allocated(memory: _Memory, keys: Slots, sizes: Slots, ends: Slots) -> Slots:
+    """Return the first place of each batch.
+
+    Args:
+        memory: What places are taken from.
+        keys: When each is run, `(batch,)`.
+        sizes: How many numbers each makes, `(batch,)`.
+        ends: When its numbers are used last, `(batch,)`.
+    """
+    firsts = [0] * len(keys)
+    lengths, begins, last = sizes.tolist(), keys.tolist(), ends.tolist()
+    ending = iter(np.argsort(ends, kind="stable").tolist())
+    oldest = next(ending, None)
+    for batch in np.argsort(keys, kind="stable").tolist():
+        while oldest is not None and last[oldest] < begins[batch]:
+            memory.give(firsts[oldest], lengths[oldest])
+            oldest = next(ending, None)
+        firsts[batch] = memory.take(lengths[batch])
+    return np.array(firsts, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Schedules of sequences: the same few instructions for each element, however long it is.
+"""Programs of sequences: the same few instructions for each element, however long it is.
 
 A network of a sequence does the same at each of its places. Every number that depends on the
 elements is a signal, read with a lag by others; what is kept of it is as much of its past as the
@@ -16,23 +16,17 @@ import numpy as np
 import torch
 from torch import fx
 
-from ppl_gen.distributions.sampling.plan import (
+from ppl_gen.distributions.sampling.operators import (
     BINARY,
     UNARY,
     CannotPlan,
-    Slots,
     aten,
+    check_plain,
 )
-from ppl_gen.distributions.sampling.record import CONTEXT, ELEMENTS, Recorded
-from ppl_gen.distributions.sampling.schedule import (
-    FUNCTIONS,
-    Array,
-    Code,
-    Operand,
-    Schedule,
-    joined,
-    runs_of,
-)
+from ppl_gen.distributions.sampling.plan import Slots
+from ppl_gen.distributions.sampling.program import Array, Program
+from ppl_gen.distributions.sampling.record import ELEMENTS, Recorded
+from ppl_gen.distributions.sampling.stream_program import Read, Step, program_of_steps
 
 __all__ = ["make_stream"]
 
@@ -52,35 +46,8 @@ class _Signals:
     lag: int
 
 
-@dataclass(frozen=True, eq=False)
-class _Read:
-    """Signals that an operator reads: slots and how long ago, both `(input,)`."""
-
-    slots: Slots
-    lags: Slots
-
-
-@dataclass(frozen=True, eq=False)
-class _Step:
-    """An operator: its outputs are signals next to each other.
-
-    Args:
-        function: A name, or weights `(input, output)` and a bias.
-        operands: What it reads; a node with indices for what does not depend on the elements.
-        first: The first of its outputs.
-        count: Number of outputs.
-        delay: At step s it makes its signals at time s - delay.
-    """
-
-    function: str | tuple[Array, Array]
-    operands: tuple[_Read | tuple[fx.Node | float, Slots], ...]
-    first: int
-    count: int
-    delay: int
-
-
-def make_stream(recorded: Recorded) -> Schedule:
-    """Return the schedule of a network of a sequence.
+def make_stream(recorded: Recorded) -> Program:
+    """Return the program of a network of a sequence.
 
     Args:
         recorded: The operators of the network, whose event has one axis, that of time.
@@ -89,7 +56,7 @@ def make_stream(recorded: Recorded) -> Schedule:
         CannotPlan: If an operator is not followed, or does not do the same at each place.
         ValueError: If the network is not autoregressive.
     """
-    return _Streamer(recorded).schedule()
+    return _Streamer(recorded).program()
 
 
 class _Streamer:
@@ -97,14 +64,11 @@ class _Streamer:
         self.recorded = recorded
         (self.length,) = recorded.about.event_shape
         self.signals: dict[fx.Node, Any] = {}
-        self.steps: list[_Step] = []
+        self.steps: list[Step] = []
         # By slot: how many steps after its time it is known.
         self.delays: list[int] = [1]
-        self.weights: list[Array] = []
-        self.numbers: list[Array] = []
-        self.of_context: list[tuple[fx.Node, Slots]] = []
 
-    def schedule(self) -> Schedule:
+    def program(self) -> Program:
         nodes = list(self.recorded.graph.graph.nodes)
         self.signals[nodes[0]] = _Signals(torch.zeros(1, 1, dtype=torch.int64), 1, 0)
         for node in nodes[1:]:
@@ -121,8 +85,8 @@ class _Streamer:
                 "Pad a layer on the left, by as much as it sees."
             )
             raise ValueError(msg)
-        read = _Read(numbers, np.full(len(numbers), last.lag))
-        return self._emit(read)
+        read = Read(numbers, np.full(len(numbers), last.lag))
+        return program_of_steps(self.recorded, self.steps, self.delays, read)
 
     # ---- operators
 
@@ -130,9 +94,12 @@ class _Streamer:
         target: Any = node.target
         args: Sequence[Any] = node.args
         if target in UNARY or target in BINARY:
-            if len(args) > (1 if target in UNARY else 2) or node.kwargs:
-                raise CannotPlan(f"the operator {target} with options")
-            return self._pointwise((UNARY | BINARY)[target], args, node)
+            operands = 1 if target in UNARY else 2
+            check_plain(node, operands)
+            return self._pointwise((UNARY | BINARY)[target], args[:operands], node)
+        if target is aten.rsub.Scalar:
+            check_plain(node, 2)
+            return self._pointwise("sub", args[1::-1], node)
         if target is aten.convolution.default:
             return self._convolution(*args)
         if target in (aten.addmm.default, aten.mm.default):
@@ -167,7 +134,7 @@ class _Streamer:
         self.delays += [delay] * count
         return torch.arange(first, first + count)
 
-    def _delay(self, read: _Read) -> int:
+    def _delay(self, read: Read) -> int:
         """Return how many steps after its time an operator can be run that reads signals."""
         delays = np.array([self.delays[slot] for slot in read.slots])
         return int((delays - read.lags).max(initial=0))
@@ -175,12 +142,12 @@ class _Streamer:
     def _add(
         self,
         function: str | tuple[Array, Array],
-        operands: Sequence[_Read | tuple[fx.Node | float, Slots]],
+        operands: Sequence[Read | tuple[fx.Node | float, Slots]],
         count: int,
     ) -> torch.Tensor:
-        delay = max([0, *(self._delay(x) for x in operands if isinstance(x, _Read))])
+        delay = max([0, *(self._delay(x) for x in operands if isinstance(x, Read))])
         slots = self._new(count, delay)
-        self.steps.append(_Step(function, tuple(operands), int(slots[0]), count, delay))
+        self.steps.append(Step(function, tuple(operands), int(slots[0]), count, delay))
         return slots
 
     def _pointwise(self, function: str, args: Sequence[Any], node: fx.Node) -> _Signals:
@@ -188,26 +155,29 @@ class _Streamer:
         found = [self.signals[x] for x in args if isinstance(x, fx.Node) and x in self.signals]
         axis = found[0].axis - found[0].slots.ndim + len(shape)
         shape[axis] = 1
-        operands: list[_Read | tuple[fx.Node | float, Slots]] = []
+        operands: list[Read | tuple[fx.Node | float, Slots]] = []
         for each in args:
             if isinstance(each, fx.Node) and each in self.signals:
                 signals = self.signals[each]
                 if signals.axis - signals.slots.ndim + len(shape) != axis:
                     raise CannotPlan("signals whose times are on different axes")
                 slots = signals.slots.expand(shape).reshape(-1).numpy()
-                operands.append(_Read(slots, np.full(len(slots), signals.lag)))
+                operands.append(Read(slots, np.full(len(slots), signals.lag)))
             elif isinstance(each, fx.Node):
                 own = each.meta["val"].shape
                 place = axis - len(shape) + len(own)
-                if place >= 0 and own[place] != 1:
-                    raise CannotPlan("numbers that change with time beside the elements")
-                index = torch.arange(math.prod(own)).reshape(own).expand(shape)
-                operands.append((each, index.reshape(-1).numpy()))
+                times = own[place] if place >= 0 else 1
+                if times != 1 and times < self.length:
+                    raise CannotPlan("numbers for some of the times only")
+                whole = [*shape[:axis], times, *shape[axis + 1 :]]
+                index = torch.arange(math.prod(own)).reshape(own).expand(whole)
+                by_time = index.movedim(axis, 0).reshape(times, -1).numpy()
+                operands.append((each, by_time if times != 1 else by_time[0]))
             else:
                 operands.append((float(each), np.zeros(math.prod(shape), dtype=np.int64)))
         return _Signals(self._add(function, operands, math.prod(shape)).reshape(shape), axis, 0)
 
-    def _affine(self, weight: torch.Tensor, bias: torch.Tensor | None, read: _Read) -> torch.Tensor:
+    def _affine(self, weight: torch.Tensor, bias: torch.Tensor | None, read: Read) -> torch.Tensor:
         numbers = weight.numpy()
         added = np.zeros(weight.shape[1], numbers.dtype) if bias is None else bias.numpy()
         return self._add((numbers, added), [read], weight.shape[1])
@@ -232,7 +202,7 @@ class _Streamer:
         taps = weight.shape[2]
         slots = signals.slots.reshape(-1).numpy()
         lags = [signals.lag + padding[0] - tap * dilation[0] for tap in range(taps)]
-        read = _Read(np.tile(slots, taps), np.repeat(lags, len(slots)))
+        read = Read(np.tile(slots, taps), np.repeat(lags, len(slots)))
         flat = weight.permute(2, 1, 0).reshape(-1, weight.shape[0])
         made = self._affine(flat, None if bias is None else self._constant(bias), read)
         return _Signals(made.reshape(1, -1, 1), 2, 0)
@@ -242,7 +212,7 @@ class _Streamer:
         if signals.axis != 0:
             raise CannotPlan("a product over time")
         slots = signals.slots.reshape(-1).numpy()
-        read = _Read(slots, np.full(len(slots), signals.lag))
+        read = Read(slots, np.full(len(slots), signals.lag))
         added = None if bias is None else self._constant(bias).expand(weight.shape[1])
         return _Signals(self._affine(weight, added, read).reshape(1, -1), 0, 0)
 
@@ -281,14 +251,16 @@ class _Streamer:
     def _moved(self, signals: _Signals, node: fx.Node) -> Any:
         """Follow an operator that moves numbers, by what it does to the places of time."""
         target: Any = node.target
+        if target in (aten.view.default, aten._unsafe_view.default):
+            target = aten.reshape.default
         source: Any = node.args[0]
         whole = list(source.meta["val"].shape)
-        # Signals and times side by side, in a tensor of the true shape.
+        # Signals and times side by side, each in a tensor of the true shape that takes no memory.
         time = torch.arange(whole[signals.axis])
         time = time.reshape(-1, *(1,) * (len(whole) - 1 - signals.axis)).expand(whole)
         try:
-            moved = target(signals.slots.expand(whole).contiguous(), *node.args[1:], **node.kwargs)
-            times = target(time.contiguous(), *node.args[1:], **node.kwargs)
+            moved = target(signals.slots.expand(whole), *node.args[1:], **node.kwargs)
+            times = target(time, *node.args[1:], **node.kwargs)
         except (RuntimeError, TypeError, NotImplementedError) as error:
             raise CannotPlan(f"the operator {target}") from error
         if isinstance(moved, torch.Tensor):
@@ -298,126 +270,22 @@ class _Streamer:
             for m, t in zip(moved, times, strict=True)
         ]
 
-    # ---- code
-
-    def _emit(self, numbers: _Read) -> Schedule:
-        masks = self._masks(numbers)
-        first, size = 1, {}
-        for start, count in [(0, 1), *((step.first, step.count) for step in self.steps)]:
-            size[start] = (first, count)
-            first += count * (int(masks[start]) + 1)
-        of_slot = np.zeros((len(self.delays), 3), dtype=np.int64)  # place, mask, width
-        for start, (place, count) in size.items():
-            of_slot[start : start + count, 0] = place + np.arange(count)
-            of_slot[start : start + count, 1] = masks[start]
-            of_slot[start : start + count, 2] = count
-        code: list[int] = []
-        indices: list[Slots] = []
-        for step in self.steps:
-            code += self._instruction(step, of_slot, indices)
-        code += [Code.DRAW, -1, int(of_slot[0, 0]), 0, int(of_slot[0, 1]), 1, len(numbers.slots)]
-        code += _reading(numbers, 0, of_slot, indices)
-        dtype = self.recorded.about.dtype
-        return Schedule(
-            np.array(code, dtype=np.int64),
-            np.zeros(0, dtype=np.int64),
-            joined(self.weights, dtype),
-            joined([x.reshape(-1) for x in indices], np.int64),
-            joined(self.numbers, dtype),
-            tuple(self.of_context),
-            first,
-        )
-
-    def _masks(self, numbers: _Read) -> Slots:
-        """Return by slot how much of its past is kept, less one, as a power of two less one."""
-        oldest = np.zeros(len(self.delays), dtype=np.int64)
-        delays = np.array(self.delays)
-        for step in self.steps:
-            for operand in step.operands:
-                if isinstance(operand, _Read):
-                    # Read at step s: time s - delay - lag; the newest is of time s - own delay.
-                    ages = step.delay + operand.lags - delays[operand.slots]
-                    np.maximum.at(oldest, operand.slots, ages)
-        np.maximum.at(oldest, numbers.slots, numbers.lags - delays[numbers.slots])
-        for step in self.steps:  # outputs of one operator are kept together
-            oldest[step.first : step.first + step.count] = oldest[
-                step.first : step.first + step.count
-            ].max()
-        # The element itself is written after all have read.
-        oldest[0] += 1
-        return np.asarray(2 ** np.ceil(np.log2(oldest + 1)).astype(np.int64) - 1)
-
-    def _instruction(self, step: _Step, of_slot: Slots, indices: list[Slots]) -> list[int]:
-        place, mask, _ = (int(x) for x in of_slot[step.first])
-        if isinstance(step.function, str):
-            function = FUNCTIONS.index(step.function)
-            code = [int(Code.POINTWISE), function, place, step.delay, mask, step.count]
-            code.append(len(step.operands))
-            for operand in step.operands:
-                if isinstance(operand, _Read):
-                    code += _reading(operand, step.delay, of_slot, indices)
-                else:
-                    code += self._given(*operand)
-            return code
-        weight, bias = step.function
-        (read,) = step.operands
-        assert isinstance(read, _Read)
-        start = sum(len(x) for x in self.weights)
-        self.weights += [weight.reshape(-1), bias]
-        found = _runs(read, step.delay, of_slot)
-        code = [int(Code.AFFINE), place, step.delay, mask, step.count]
-        code += [start, start + weight.size, len(found)]
-        for at, lag, ring, width, length, row in found:
-            code += [at, lag, ring, width, length, row]
-        return code
-
-    def _given(self, node: fx.Node | float, index: Slots) -> list[int]:
-        start = sum(len(x) for x in self.numbers)
-        if isinstance(node, float):
-            self.numbers.append(np.array([node]))
-            return [Operand.NUMBER, start, 0, 0, 0]
-        if self.recorded.kinds[node] == CONTEXT:
-            start = sum(len(x) for _, x in self.of_context)
-            self.of_context.append((node, index))
-            return [Operand.OF_ROWS, start, 0, 0, 0]
-        self.numbers.append(self._constant(node).reshape(-1).numpy()[index])
-        return [Operand.TABLE, start, 0, 0, 0]
-
 
 def _with_time(
     moved: torch.Tensor, times: torch.Tensor, lag: int, length: int, target: Any
 ) -> _Signals:
     """Return moved signals, where one axis is still that of time."""
     for axis, size in enumerate(times.shape):
-        line = torch.arange(length).reshape(-1, *(1,) * (times.ndim - 1 - axis))
-        if size == length and torch.equal(times, line.expand(times.shape)):
+        if size == length and _only_along(times, axis):
             return _Signals(moved.narrow(axis, 0, 1), axis, lag)
     raise CannotPlan(f"the operator {target}, which mixes times")
 
 
-def _runs(read: _Read, delay: int, of_slot: Slots) -> list[tuple[int, int, int, int, int, int]]:
-    """Return runs of places that are read with one lag: place, lag, mask, width, length, row."""
-    places = of_slot[read.slots]
-    # A gap between lags, so that a run ends where the lag changes.
-    keys = places[:, 0] + read.lags * (int(of_slot[:, 0].max(initial=0)) + 2)
-    found = []
-    for start, stop in runs_of(keys):
-        place, mask, width = (int(x) for x in places[start])
-        same = (places[start:stop, 1:] == places[start, 1:]).all()
-        assert same
-        found.append((place, delay + int(read.lags[start]), mask, width, stop - start, start))
-    return found
-
-
-def _reading(read: _Read, delay: int, of_slot: Slots, indices: list[Slots]) -> list[int]:
-    """Return the code of an operand of a pointwise instruction."""
-    found = _runs(read, delay, of_slot)
-    if len(found) == 1:
-        return [Operand.RUN, *found[0][:4]]
-    where = np.empty((len(read.slots), 4), dtype=np.int64)
-    where[:, 0] = of_slot[read.slots, 0]
-    where[:, 1] = delay + read.lags
-    where[:, 2:] = of_slot[read.slots, 1:]
-    start = sum(len(x) for x in indices)
-    indices.append(where)
-    return [Operand.LISTED, start, 0, 0, 0]
+def _only_along(times: torch.Tensor, axis: int) -> bool:
+    """Return whether times go up along one axis, and are the same along all others."""
+    length = times.shape[axis]
+    others = [n for i, n in enumerate(times.stride()) if i != axis and times.shape[i] > 1]
+    if any(others):  # copied
+        line = torch.arange(length).reshape(-1, *(1,) * (times.ndim - 1 - axis))
+        return torch.equal(times, line.expand(times.shape))
+    return torch.equal(times.movedim(axis, -1).reshape(-1, length)[0], torch.arange(length))

@@ -13,11 +13,11 @@ from ppl_gen.core import Problem, Result, SiteError
 from ppl_gen.core.errors import check_count, unknown
 from ppl_gen.core.evaluation import evaluation
 from ppl_gen.core.params import AnswerParams
+from ppl_gen.core.progress import ProgressBar, announced
 from ppl_gen.core.scope import default_dtype, unchecked
 from ppl_gen.inference.em.ascent import GradientAscent, Objective, start_vectors
 from ppl_gen.inference.em.responsibilities import responsibilities
 from ppl_gen.inference.em.steps import ClosedFormAscent, EMSteps, Values, remaining_gain
-from ppl_gen.inference.progress import ProgressBar, announced
 
 __all__ = ["EM"]
 

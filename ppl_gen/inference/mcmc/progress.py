@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from ppl_gen.core.progress import Display, Speed, clock
 from ppl_gen.inference.mcmc.state import Kernel, State
-from ppl_gen.inference.progress import Display, Speed, clock
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -10,9 +10,9 @@ import torch
 
 from ppl_gen.core import LogDensity, Problem, Result
 from ppl_gen.core.evaluation import eagerly
+from ppl_gen.core.progress import ProgressBar
 from ppl_gen.inference.mcmc.init import start_points
 from ppl_gen.inference.mcmc.state import Kernel
-from ppl_gen.inference.progress import ProgressBar
 
 if TYPE_CHECKING:
     from ppl_gen.inference.mcmc.methods import Chains

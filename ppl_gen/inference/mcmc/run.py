@@ -16,6 +16,7 @@ from ppl_gen.core.archive import StoredDraws
 from ppl_gen.core.arguments import move
 from ppl_gen.core.evaluation import Evaluate, compiled, eagerly
 from ppl_gen.core.posterior import Outline
+from ppl_gen.core.progress import announced
 from ppl_gen.core.ranks import ranks
 from ppl_gen.core.scope import isolated
 from ppl_gen.core.store import RESUME, Run, chains_of
@@ -34,7 +35,6 @@ from ppl_gen.inference.mcmc.stream import (
     statistics_of,
 )
 from ppl_gen.inference.mcmc.warmup import set_metric, stages
-from ppl_gen.inference.progress import announced
 from ppl_gen.inference.start import refuse_constant
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from torch import nn
 
 from ppl_gen.core import Problem
 from ppl_gen.core.loader import BatchSource
+from ppl_gen.core.progress import ProgressBar
 from ppl_gen.core.ranks import ranks
 from ppl_gen.core.scope import seeded, unchecked
 from ppl_gen.inference.interrupt import deferred_interrupt
-from ppl_gen.inference.progress import ProgressBar
 from ppl_gen.inference.training.checkpoint import give_generators, pack, take_generators, unpack
 from ppl_gen.inference.training.compiled import LossAndGradients, Objective
 from ppl_gen.inference.training.course import Course, Fixed

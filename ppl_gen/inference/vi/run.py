@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from ppl_gen.core import GuideDraws, LogDensity, Problem, Result
 from ppl_gen.core.evaluation import Evaluate, evaluation
+from ppl_gen.core.progress import announced
 from ppl_gen.diagnostics import psis
 from ppl_gen.inference.guides import GaussianGuide
-from ppl_gen.inference.progress import announced
 from ppl_gen.inference.start import find_start, refuse_constant
 from ppl_gen.inference.vi.delta import DeltaGuide
 from ppl_gen.inference.vi.deterministic import (

@@ -5,9 +5,11 @@ from __future__ import annotations
 from ppl_gen.models.networks.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
 from ppl_gen.models.networks.gated_pixel_cnn import GatedPixelCNN
 from ppl_gen.models.networks.images import image_decoder, image_encoder
-from ppl_gen.models.networks.made import FVBN, MADE, NADE
+from ppl_gen.models.networks.made import FVBN, MADE, NADE, OrderAgnosticMADE
 from ppl_gen.models.networks.mlp import MLPDecoder, MLPEncoder, mlp
 from ppl_gen.models.networks.pixel_cnn import PixelCNN
+from ppl_gen.models.networks.pixel_cnn_plus_plus import PixelCNNPlusPlus
+from ppl_gen.models.networks.pixel_rnn import DiagonalBiLSTM, RowLSTM
 from ppl_gen.models.networks.wavenet import WaveNet
 
 __all__ = [
@@ -16,10 +18,14 @@ __all__ = [
     "NADE",
     "ConvolutionalDecoder",
     "ConvolutionalEncoder",
+    "DiagonalBiLSTM",
     "GatedPixelCNN",
     "MLPDecoder",
     "MLPEncoder",
+    "OrderAgnosticMADE",
     "PixelCNN",
+    "PixelCNNPlusPlus",
+    "RowLSTM",
     "WaveNet",
     "image_decoder",
     "image_encoder",

@@ -9,7 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from ppl_gen.distributions import AutoregressiveNetwork, Elements
-from ppl_gen.models.networks.masked_convolution import MaskedConv2d, reading_order
+from ppl_gen.models.networks.masked_convolution import (
+    MaskedConv2d,
+    check_features,
+    check_kernel_size,
+    reading_order,
+)
 from ppl_gen.models.networks.pixel_cnn import as_planes, image_channels
 
 __all__ = ["GatedPixelCNN"]
@@ -34,7 +39,9 @@ class _Layer(nn.Module):
         kernel_size: Width of the kernels, odd.
         channels: Number of channels of the image.
         context_size: Size of the context; None for none.
+        context_maps: Number of its feature maps; None where it is no image.
         is_first: Whether its input is the image.
+        is_last: Whether its vertical stack goes nowhere.
     """
 
     def __init__(
@@ -44,12 +51,14 @@ class _Layer(nn.Module):
         kernel_size: int,
         channels: int,
         context_size: int | None,
+        context_maps: int | None,
         *,
         is_first: bool,
+        is_last: bool,
     ) -> None:
         super().__init__()
         self.channels = channels
-        self.is_first = is_first
+        self.is_first, self.is_last = is_first, is_last
         reach = kernel_size // 2
         # Rows from `reach` above up to the pixel's own, which the first layer moves down by one.
         self.rows, self.reach = reach + (1 if not is_first else 0), reach
@@ -59,11 +68,14 @@ class _Layer(nn.Module):
         )
         self.across = nn.Conv2d(2 * features, 2 * features, 1)
         self.out = MaskedConv2d(features, features, 1, includes_own=True, channels=channels)
-        self.contexts = (
-            None
-            if context_size is None
-            else nn.ModuleList(nn.Linear(context_size, 2 * features) for _ in range(2))
-        )
+        # Of the last layer the vertical stack goes nowhere.
+        stacks = ["horizontal"] if is_last else ["vertical", "horizontal"]
+        self.contexts = nn.ModuleDict()
+        for stack in stacks:
+            if context_size is not None:
+                self.contexts[stack] = nn.Linear(context_size, 2 * features)
+            if context_maps is not None:
+                self.contexts[stack] = nn.Conv2d(context_maps, 2 * features, 1)
 
     def forward(
         self, vertical: torch.Tensor, horizontal: torch.Tensor, context: torch.Tensor | None
@@ -74,14 +86,19 @@ class _Layer(nn.Module):
         padded = F.pad(vertical, (self.reach, self.reach, *above))
         seen = self.vertical(padded)[:, :, : vertical.shape[2]]
         beside = self.horizontal(horizontal) + self.across(seen)
-        if context is not None:
-            assert self.contexts is not None
-            seen = seen + self.contexts[0](context)[:, :, None, None]
-            beside = beside + self.contexts[1](context)[:, :, None, None]
+        if "horizontal" in self.contexts:
+            beside = beside + self._told("horizontal", context)
+        if "vertical" in self.contexts:
+            seen = seen + self._told("vertical", context)
         out = self.out(_gate(beside, self.channels))
         if not self.is_first:
             out = out + horizontal
-        return _gate(seen, self.channels), out
+        return (vertical if self.is_last else _gate(seen, self.channels)), out
+
+    def _told(self, stack: str, context: torch.Tensor | None) -> torch.Tensor:
+        """Return what the context says to a stack, of a vector the same everywhere."""
+        told: torch.Tensor = self.contexts[stack](context)
+        return told[:, :, None, None] if told.ndim == 2 else told
 
 
 class GatedPixelCNN(AutoregressiveNetwork):
@@ -94,6 +111,12 @@ class GatedPixelCNN(AutoregressiveNetwork):
         kernel_size: Width of the kernels after the first layer, odd.
         elements: What the channels of a pixel are.
         context_size: Size of the context, a vector that joins every gate; None for none.
+        context_maps: In place of it, the number of feature maps of a context with features for each
+            pixel, `(context_maps, height, width)`; None for none.
+
+    Raises:
+        ValueError: If the image has another number of axes, a number does not fit, or both kinds of
+            context are asked for.
 
     References:
         Conditional Image Generation with PixelCNN Decoders. van den Oord, Kalchbrenner, Vinyals,
@@ -112,23 +135,33 @@ class GatedPixelCNN(AutoregressiveNetwork):
         kernel_size: int = 3,
         elements: Elements = Elements(),  # noqa: B008 - it is frozen
         context_size: int | None = None,
+        context_maps: int | None = None,
     ) -> None:
         channels = image_channels(image_shape)
-        context_shape = None if context_size is None else (context_size,)
-        super().__init__(image_shape, elements, context_shape, reading_order(image_shape))
-        if features % channels:
-            msg = f"features: expected a multiple of the {channels} channels, got {features}."
+        if context_size is not None and context_maps is not None:
+            msg = "context_size and context_maps are both given: give one of them."
             raise ValueError(msg)
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size: expected an odd number, got {kernel_size}.")
-        self.layers = nn.ModuleList(
+        context_shape: tuple[int, ...] | None = None
+        if context_size is not None:
+            context_shape = (context_size,)
+        elif context_maps is not None:
+            context_shape = (context_maps, *image_shape[-2:])
+        super().__init__(image_shape, elements, context_shape, reading_order(image_shape))
+        check_features(features, channels)
+        check_kernel_size(kernel_size)
+        self.image_shape = self.event_shape
+        self.features, self.layers, self.kernel_size = features, layers, kernel_size
+        self.context_size, self.context_maps = context_size, context_maps
+        self.blocks = nn.ModuleList(
             _Layer(
                 features if index else channels,
                 features,
                 kernel_size if index else max(kernel_size, 7),
                 channels,
                 context_size,
+                context_maps,
                 is_first=index == 0,
+                is_last=index == layers - 1,
             )
             for index in range(layers)
         )
@@ -141,7 +174,7 @@ class GatedPixelCNN(AutoregressiveNetwork):
         pixels = self.elements.features(x, self.last.weight)
         vertical = pixels.reshape(len(x), -1, *self.event_shape[-2:])
         horizontal = vertical
-        for layer in self.layers:
+        for layer in self.blocks:
             vertical, horizontal = layer(vertical, horizontal, context)
         hidden = F.relu(self.hidden(F.relu(horizontal)))
         return as_planes(self.last(hidden), self.event_shape, self.elements.num_outputs)

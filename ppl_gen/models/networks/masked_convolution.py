@@ -9,7 +9,52 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["MaskedConv2d", "channel_groups", "reading_order"]
+from ppl_gen.core.errors import check_count
+
+__all__ = [
+    "MaskedConv2d",
+    "channel_groups",
+    "check_features",
+    "check_kernel_size",
+    "reading_order",
+]
+
+
+def check_kernel_size(kernel_size: int) -> None:
+    """Refuse a kernel that has no middle.
+
+    Args:
+        kernel_size: Its width.
+
+    Raises:
+        ValueError: If it is even, or below 1.
+    """
+    check_count("kernel_size", kernel_size)
+    if kernel_size % 2 == 0:
+        msg = (
+            f"kernel_size: expected an odd number, so that the kernel has a middle, got "
+            f"{kernel_size}. Take {kernel_size - 1} or {kernel_size + 1}."
+        )
+        raise ValueError(msg)
+
+
+def check_features(features: int, channels: int) -> None:
+    """Refuse features that cannot be shared out evenly.
+
+    Args:
+        features: Number of features of a layer.
+        channels: Number of channels of the image.
+
+    Raises:
+        ValueError: If they are no multiple of the channels.
+    """
+    check_count("features", features)
+    if features % channels:
+        msg = (
+            f"features: expected a multiple of {channels}, so that each channel of the image has "
+            f"as many, got {features}."
+        )
+        raise ValueError(msg)
 
 
 def channel_groups(features: int, channels: int) -> torch.Tensor:

@@ -105,6 +105,8 @@ class PixelCNN(AutoregressiveNetwork):
                 f"among {channels} channels evenly, got {features}."
             )
             raise ValueError(msg)
+        self.image_shape = self.event_shape
+        self.features, self.layers, self.context_size = features, layers, context_size
         self.first = MaskedConv2d(channels, features, 7, includes_own=False, channels=channels)
         self.blocks = nn.Sequential(*(_Block(features, channels) for _ in range(layers)))
         outputs = channels * elements.num_outputs

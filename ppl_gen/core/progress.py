@@ -114,12 +114,25 @@ class ProgressBar(Display):
         description: What is running.
         total: Number of steps.
         enabled: Whether to show anything.
+        unit: What the steps are called.
+        real_time: Of what is heard or seen as time passes: how many steps are a second of it. The
+            speed is then also shown as a multiple of that.
     """
 
-    def __init__(self, description: str, total: int, *, enabled: bool) -> None:
+    def __init__(
+        self,
+        description: str,
+        total: int,
+        *,
+        enabled: bool,
+        unit: str = "steps",
+        real_time: float | None = None,
+    ) -> None:
         super().__init__(enabled=enabled)
         self.description = description
         self.total = total
+        self.unit = unit
+        self.real_time = real_time
         self.done = 0
         self._status = ""
         self._speed = Speed([0])
@@ -156,7 +169,7 @@ class ProgressBar(Display):
             Bar(self.total, self.done, width=min(40, max(10, width - 60))),
             f"{self.done}/{self.total}",
             self._status,
-            f"{speed:.3g} steps/s",
+            self._rate(speed),
             clock(self.total - self.done, speed),
         )
         return grid
@@ -166,9 +179,14 @@ class ProgressBar(Display):
         (speed,) = self._speed([self.done])
         status = f", {self._status}" if self._status else ""
         return (
-            f"{self.description}: {self.done} of {self.total} steps{status}, "
-            f"{speed:.3g} steps/s, {clock(self.total - self.done, speed)} left"
+            f"{self.description}: {self.done} of {self.total} {self.unit}{status}, "
+            f"{self._rate(speed)}, {clock(self.total - self.done, speed)} left"
         )
+
+    def _rate(self, speed: float) -> str:
+        number = f"{speed:.3g}" if speed < 1000 else f"{speed:,.0f}"
+        shown = f"{number} {self.unit}/s"
+        return f"{shown}, {speed / self.real_time:.2g} x real time" if self.real_time else shown
 
 
 class Speed:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from ppl_gen.inference import progress
+from ppl_gen.core import progress
+from ppl_gen.core.progress import Display, ProgressBar, Speed, announced, clock
 from ppl_gen.inference.mcmc.progress import ChainProgress
 from ppl_gen.inference.mcmc.state import Kernel, State, new_state
-from ppl_gen.inference.progress import Display, ProgressBar, Speed, announced, clock
 
 
 class Terminal(io.StringIO):
@@ -144,6 +144,19 @@ def test_a_log_of_half_a_minute_has_no_line(log: io.StringIO, now: list[float]) 
             now[0] += 0.1
             bar.advance()
     assert log.getvalue() == ""
+
+
+def test_steps_have_a_name_and_a_speed_in_real_time(log: io.StringIO, now: list[float]) -> None:
+    with (
+        redirect_stderr(log),
+        ProgressBar("Sampling", 80_000, enabled=True, unit="samples", real_time=8_000) as bar,
+    ):
+        for done in range(0, 80_000, 200):
+            now[0] += 0.1
+            bar.update(done)
+    assert log.getvalue().splitlines()[0] == (
+        "Sampling: 59800 of 80000 samples, 1,993 samples/s, 0.25 x real time, 0:00:10 left"
+    )
 
 
 def test_up_to_four_chains_have_a_line_each(now: list[float]) -> None:

@@ -1,0 +1,1 @@
+"""What the measurements of autoregressive likelihoods are made of."""

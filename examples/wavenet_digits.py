@@ -1,0 +1,361 @@
+"""Train a WaveNet on spoken digits, and hear what it has learned.
+
+    python examples/wavenet_digits.py --data-dir DIR      recordings in DIR or DIR/recordings
+    python examples/wavenet_digits.py --dataset vowels    synthetic vowels: no recordings needed
+
+The recordings are those of https://github.com/Jakobovski/free-spoken-digit-dataset. Sounds to
+listen to, pictures, numbers and the trained model go to runs/wavenet_digits; --help lists all
+options. On a CPU the defaults are for ten minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from common import (
+    add_shared,
+    as_json,
+    claim_folder,
+    make_parser,
+    one_of_each,
+    positive,
+    print_contents,
+    run_as_command,
+    save,
+    train,
+    write_metrics,
+)
+from ppl_gen.data import (
+    AudioDataset,
+    DatasetUnavailableError,
+    cut,
+    load_spoken_digits,
+    save_wav,
+    synthesize_vowels,
+)
+from ppl_gen.distributions import Elements
+from ppl_gen.inference import SVI, EpochInfo
+from ppl_gen.models import AutoregressiveAudio
+from ppl_gen.models.networks import WaveNet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Bits a sample of the spoken digits' test split by a table of how often three levels follow.
+TRIGRAM = 5.26
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run_as_command(run, parse(argv), "interrupted before there was anything to keep")
+
+
+def run(options: argparse.Namespace) -> None:
+    out = claim_folder(options.out, overwrite=options.overwrite, resume=options.resume)
+    dataset = load_recordings(options.dataset, options.data_dir)
+    if dataset.note:
+        print(f"Note: {dataset.note}\n")
+
+    torch.manual_seed(options.seed)  # the first weights
+    pair = make_pair(dataset, options)
+    training = rows_of(pair, *some(dataset, options.train_recordings))
+    test = rows_of(pair, dataset.test_waveforms, dataset.test_labels)
+    print(describe(pair, dataset, training, test, options))
+    autocast = torch.bfloat16 if mixed_precision(options) else None
+
+    log = read_log(out) if options.resume else []
+
+    def after_epoch(info: EpochInfo) -> None:
+        assert isinstance(info.pair, AutoregressiveAudio)
+        log[info.epoch - 1 :] = [
+            {
+                "epoch": info.epoch,
+                "step": info.step,
+                "train_bits": info.loss * len(training["x"]) / samples(training) / math.log(2),
+                "test_bits": info.pair.bits_per_sample(**test),
+                "seconds": round(info.seconds, 2),
+            }
+        ]
+        write_metrics(out, {"epochs": log})
+        print(row(log[-1]), flush=True)
+
+    method = SVI(
+        guide="pair",
+        batch_size=min(options.batch_size, len(training["x"])),
+        epochs=options.epochs,
+        learning_rate=options.learning_rate,
+        autocast=autocast,
+        callback=after_epoch,
+    )
+    print(f"\n{HEADER}")
+    posterior = train(pair, training, method, options)
+    trained = posterior.pair
+    assert isinstance(trained, AutoregressiveAudio)
+    write_metrics(
+        out,
+        {
+            "dataset": dataset.name,
+            "note": dataset.note,
+            "options": as_json(options),
+            "parameters": sum(parameter.numel() for parameter in trained.parameters()),
+            "training_samples": samples(training),
+            "test_samples": samples(test),
+            "epochs": log,
+            "test_bits": log[-1]["test_bits"] if log else None,
+            "seconds": round(posterior.provenance["seconds"], 2),
+            "interrupted": posterior.interrupted,
+        },
+    )
+    if log:
+        save(draw_loss_curve(log, dataset), out / "loss_curve.png")
+    if posterior.interrupted:
+        print(f"\nInterrupted. Go on with it by --resume --out {out}")
+        return
+
+    # Sounds: some of each class.
+    labels = torch.arange(len(dataset.labels)).repeat_interleave(options.each)
+    sounds = trained.sample(
+        labels,
+        options.seconds,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        seed=options.seed,
+    )
+    write_sounds(out / "sounds", sounds, labels, dataset)
+    shown = one_of_each(dataset.test_labels)
+    columns = {
+        "recording": [dataset.test_waveforms[i] for i in shown.tolist()],
+        "generated": list(sounds[options.each * dataset.test_labels[shown]]),
+    }
+    names = [dataset.labels[i] for i in dataset.test_labels[shown].tolist()]
+    save(draw_waveforms(columns, names, dataset.rate), out / "waveforms.png")
+    save(draw_spectrograms(columns, names, dataset.rate), out / "spectrograms.png")
+    print_contents(out)
+
+
+# Data, model, and what is printed
+
+
+def load_recordings(dataset: str, data_dir: Path | None) -> AudioDataset:
+    """Return spoken digits, or where there are none and none were asked for, vowels."""
+    if dataset == "vowels":
+        return synthesize_vowels()
+    folder = data_dir or Path("free-spoken-digit-dataset")
+    try:
+        return load_spoken_digits(folder)
+    except DatasetUnavailableError as error:
+        if dataset == "digits":
+            raise
+        vowels = synthesize_vowels()
+        return dataclasses.replace(vowels, note=f"{error}\nGoing on with synthetic vowels instead.")
+
+
+def some(dataset: AudioDataset, count: int | None) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Return so many training recordings with their classes, spread over all; None: all."""
+    whole = len(dataset.train_waveforms)
+    chosen = torch.linspace(0, whole - 1, min(count or whole, whole)).round().long()
+    return [dataset.train_waveforms[i] for i in chosen.tolist()], dataset.train_labels[chosen]
+
+
+def make_pair(dataset: AudioDataset, options: argparse.Namespace) -> AutoregressiveAudio:
+    """Return a WaveNet with random weights that is told which digit it is."""
+    network = WaveNet(
+        options.row_length,
+        features=options.features,
+        skip=options.skip,
+        layers=options.layers,
+        cycle=options.cycle,
+        elements=Elements(options.likelihood, 256),
+        context_size=len(dataset.labels),
+    )
+    return AutoregressiveAudio(network, len(dataset.labels), rate=dataset.rate)
+
+
+def rows_of(
+    pair: AutoregressiveAudio, waveforms: Sequence[torch.Tensor], labels: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Return recordings in rows of the length of the network, as the pair takes them."""
+    network = pair.network
+    assert isinstance(network, WaveNet)
+    rows = cut(waveforms, network.length, network.receptive_field)
+    x = pair.encode(rows.x).to(torch.uint8)
+    return {"x": x, "y": labels[rows.source], "mask": rows.mask}
+
+
+def samples(data: dict[str, torch.Tensor]) -> int:
+    """Return the number of samples that are scored."""
+    return int(data["mask"].sum())
+
+
+def mixed_precision(options: argparse.Namespace) -> bool:
+    """Return whether to train in mixed precision, which is for a GPU."""
+    on_gpu = options.device.startswith("cuda") or (
+        options.device == "auto" and torch.cuda.is_available()
+    )
+    if options.mixed_precision and not on_gpu:
+        print("Note: --mixed-precision is for a GPU, and there is none in use: left out.")
+    return bool(options.mixed_precision and on_gpu)
+
+
+def read_log(out: Path) -> list[dict[str, float]]:
+    """Return the rows of the epochs that were made before."""
+    path = out / "metrics.json"
+    log: list[dict[str, float]] = json.loads(path.read_text())["epochs"] if path.exists() else []
+    return log
+
+
+def describe(
+    pair: AutoregressiveAudio,
+    dataset: AudioDataset,
+    training: dict[str, torch.Tensor],
+    test: dict[str, torch.Tensor],
+    options: argparse.Namespace,
+) -> str:
+    """Return in words what is about to be trained on what."""
+    network = pair.network
+    assert isinstance(network, WaveNet)
+    seen = 1000 * network.receptive_field / pair.rate
+    return (
+        f"WaveNet ({network.layers} layers, {network.features} features, sees {seen:.0f} ms) on "
+        f"{dataset.name}: {samples(training):,} training and {samples(test):,} test samples, "
+        f"{options.epochs} epochs of {math.ceil(len(training['x']) / options.batch_size):,} steps."
+    )
+
+
+HEADER = "epoch   bits a sample: train     test    seconds"
+
+
+def row(numbers: dict[str, float]) -> str:
+    """Return the line of one epoch in the table."""
+    return (
+        f"{numbers['epoch']:5.0f}{numbers['train_bits']:23.3f}{numbers['test_bits']:9.3f}"
+        f"{numbers['seconds']:11.1f}"
+    )
+
+
+# Sounds and pictures
+
+
+def write_sounds(
+    folder: Path, sounds: torch.Tensor, labels: torch.Tensor, dataset: AudioDataset
+) -> None:
+    """Write waveforms as {class}_{number}.wav."""
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.wav"):  # of another run
+        old.unlink()
+    for label, name in enumerate(dataset.labels):
+        for number, sound in enumerate(sounds[labels == label]):
+            save_wav(folder / f"{name}_{number}.wav", sound, dataset.rate)
+
+
+def draw_waveforms(columns: dict[str, list[torch.Tensor]], names: list[str], rate: int) -> Figure:
+    """Draw recordings beside generated sounds, a row for each class."""
+    figure, grid = columns_of(columns, names, "Waveforms", rate)
+    loudest = max(float(sound.abs().max()) for sounds in columns.values() for sound in sounds)
+    scale = 0.5 / loudest
+    for axes, waveforms in zip(grid, columns.values(), strict=True):
+        for place, waveform in enumerate(waveforms):
+            time = torch.arange(len(waveform)) / rate
+            axes.plot(time.numpy(), (place - scale * waveform).numpy(), "C0", linewidth=0.4)
+    return figure
+
+
+def draw_spectrograms(
+    columns: dict[str, list[torch.Tensor]], names: list[str], rate: int
+) -> Figure:
+    """Draw how strong each frequency is over time, likewise, over 70 decibels."""
+    title = f"Spectrograms, each from 0 to {rate / 2000:g} kHz"
+    figure, grid = columns_of(columns, names, title, rate)
+    window = torch.hann_window(200)  # 25 ms
+    for axes, waveforms in zip(grid, columns.values(), strict=True):
+        for place, waveform in enumerate(waveforms):
+            spectrum = torch.stft(
+                waveform, 256, 50, 200, window, pad_mode="constant", return_complex=True
+            )
+            level = (20 * spectrum.abs().clamp(min=1e-6).log10()).numpy()
+            extent = (0, len(waveform) / rate, place + 0.45, place - 0.45)
+            top = level.max()
+            colours = {"vmin": top - 70, "vmax": top, "cmap": "magma"}
+            axes.imshow(level, origin="lower", aspect="auto", extent=extent, **colours)
+    return figure
+
+
+def columns_of(
+    columns: dict[str, list[torch.Tensor]], names: list[str], title: str, rate: int
+) -> tuple[Figure, Any]:
+    """Return a figure with axes for each column, on which place i is for the i-th class."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, 0.8 * len(names) + 1.2), layout="constrained")
+    figure.suptitle(title)
+    grid = figure.subplots(1, len(columns), sharey=True)
+    longest = max(len(waveform) for waveforms in columns.values() for waveform in waveforms)
+    for axes, name in zip(grid, columns, strict=True):
+        axes.set_title(name, fontsize="medium")
+        axes.set_xlabel("seconds")
+        axes.set_xlim(0, longest / rate)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.set_yticks(range(len(names)), names)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, grid
+
+
+def draw_loss_curve(log: Sequence[dict[str, float]], dataset: AudioDataset) -> Figure:
+    """Draw bits a sample over the epochs."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    epochs = [numbers["epoch"] for numbers in log]
+    for split, style in (("train", "o--"), ("test", "o-")):
+        axes.plot(epochs, [n[f"{split}_bits"] for n in log], style, markersize=3, label=split)
+    if dataset.name == "spoken digits":
+        axes.axhline(TRIGRAM, color="gray", linewidth=0.8, label="trigram, test")
+    axes.set_title("Bits a sample")
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    return figure
+
+
+# Command line
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add("--dataset", default="auto", choices=("auto", "digits", "vowels"), help="auto: digits, or "
+        "vowels where there are none")  # fmt: skip
+    add("--data-dir", type=Path, help="folder with the recordings")
+    add("--train-recordings", type=positive, help="use only so many training recordings")
+    add("--layers", type=positive, default=9, help="dilated convolutions")
+    add("--cycle", type=positive, default=9, help="layers after which dilations start again at 1")
+    add("--features", type=positive, default=32, help="features of a layer")
+    add("--skip", type=positive, default=64, help="features that go from each layer to the end")
+    add("--likelihood", default="categorical", help="categorical or logistic_mixture, of levels")
+    add("--row-length", type=positive, default=2048, help="samples in a row, its past included")
+    add("--batch-size", type=positive, default=2, help="rows in a step")
+    add("--epochs", type=positive, default=3, help="passes over the recordings")
+    add("--learning-rate", type=float, default=4e-3, help="first step size of Adam")
+    add("--each", type=positive, default=2, help="sounds of each class to generate")
+    add("--seconds", type=float, default=0.6, help="length of a generated sound")
+    add("--temperature", type=float, default=1.0, help="below 1: likelier levels more often")
+    add("--top-p", type=float, default=1.0, help="share of the likeliest levels to draw from")
+    names = ("--seed", "--device", "--mixed-precision", "--overwrite", "--resume")
+    add_shared(parser, *names, out="runs/wavenet_digits")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main()
