@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -34,6 +35,22 @@ def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
+    return value
+
+
+def positive_real(text: str) -> float:
+    """Return an amount of something: a type for argparse."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {value:g}")
+    return value
+
+
+def share(text: str) -> float:
+    """Return a share of a whole, which is not nothing: a type for argparse."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"expected more than 0 and up to 1, got {value:g}")
     return value
 
 
@@ -183,7 +200,8 @@ def read_log(options: argparse.Namespace) -> list[dict[str, float]]:
     path = options.out / "metrics.json"
     if not (options.resume and path.exists()):
         return []
-    log: list[dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))["epochs"]
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    log: list[dict[str, float]] = metrics.get("epochs", [])
     return log
 
 
@@ -209,7 +227,10 @@ def fit_all(
 
 def write_metrics(out: Path, metrics: dict[str, Any]) -> None:
     """Write the numbers as metrics.json into the folder of the results."""
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    # In one step: a run that is killed meanwhile leaves the numbers before, for --resume.
+    scratch = out / ".metrics.json.new"
+    scratch.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    os.replace(scratch, out / "metrics.json")
 
 
 def save(figure: Figure, path: Path) -> None:

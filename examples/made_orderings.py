@@ -54,7 +54,7 @@ WATCHED = 1000
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    run_as_command(run, parse(arguments))
+    run_as_command(run, parse(arguments), "interrupted: the same command with --resume goes on")
 
 
 def run(options: argparse.Namespace) -> None:

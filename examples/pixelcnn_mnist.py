@@ -38,10 +38,12 @@ from common import (
     mixed_precision,
     one_of_each,
     positive,
+    positive_real,
     print_contents,
     read_log,
     run_as_command,
     save,
+    share,
     train,
     write_metrics,
 )
@@ -74,7 +76,7 @@ NETWORKS: dict[str, tuple[Any, dict[str, int]]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_as_command(run, parse(argv), "interrupted before there was anything to keep")
+    run_as_command(run, parse(argv), "interrupted: the same command with --resume goes on")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -293,8 +295,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--learning-rate", type=float, default=3e-3, help="first step size of Adam")
     add("--test-images", type=positive, default=2000, help="scored after each epoch")
     add("--classified-images", type=positive, default=500, help="of these, scored as every digit")
-    add("--temperature", type=float, default=1.0, help="below 1: likelier values more often")
-    add("--top-p", type=float, default=1.0, help="share of the likeliest values to draw from")
+    add("--temperature", type=positive_real, default=1.0, help="below 1: likely values more often")
+    add("--top-p", type=share, default=1.0, help="share of the likeliest values to draw from")
     names = ("--dataset", "--data-dir", "--train-images", "--seed", "--device")
     modes = ("--mixed-precision", "--overwrite", "--resume")
     add_shared(parser, *names, *modes, out="runs/pixelcnn_mnist")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,15 +23,21 @@ from common import (
     add_shared,
     as_json,
     claim_folder,
+    draw_curves,
     make_parser,
+    mixed_precision,
     one_of_each,
     positive,
+    positive_real,
     print_contents,
+    read_log,
     run_as_command,
     save,
+    share,
     train,
     write_metrics,
 )
+from ppl_gen.core.errors import unknown
 from ppl_gen.data import (
     AudioDataset,
     DatasetUnavailableError,
@@ -54,7 +59,7 @@ TRIGRAM = 5.26
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_as_command(run, parse(argv), "interrupted before there was anything to keep")
+    run_as_command(run, parse(argv), "interrupted: the same command with --resume goes on")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -68,9 +73,8 @@ def run(options: argparse.Namespace) -> None:
     training = rows_of(pair, *some(dataset, options.train_recordings))
     test = rows_of(pair, dataset.test_waveforms, dataset.test_labels)
     print(describe(pair, dataset, training, test, options))
-    autocast = torch.bfloat16 if mixed_precision(options) else None
 
-    log = read_log(out) if options.resume else []
+    log = read_log(options)
 
     def after_epoch(info: EpochInfo) -> None:
         assert isinstance(info.pair, AutoregressiveAudio)
@@ -91,7 +95,7 @@ def run(options: argparse.Namespace) -> None:
         batch_size=min(options.batch_size, len(training["x"])),
         epochs=options.epochs,
         learning_rate=options.learning_rate,
-        autocast=autocast,
+        autocast=mixed_precision(options),
         callback=after_epoch,
     )
     print(f"\n{HEADER}")
@@ -166,6 +170,9 @@ def some(dataset: AudioDataset, count: int | None) -> tuple[list[torch.Tensor], 
 
 def make_pair(dataset: AudioDataset, options: argparse.Namespace) -> AutoregressiveAudio:
     """Return a WaveNet with random weights that is told which digit it is."""
+    likelihoods = ("categorical", "logistic_mixture")
+    if options.likelihood not in likelihoods:
+        raise unknown("likelihood", options.likelihood, likelihoods)
     network = WaveNet(
         options.row_length,
         features=options.features,
@@ -192,23 +199,6 @@ def rows_of(
 def samples(data: dict[str, torch.Tensor]) -> int:
     """Return the number of samples that are scored."""
     return int(data["mask"].sum())
-
-
-def mixed_precision(options: argparse.Namespace) -> bool:
-    """Return whether to train in mixed precision, which is for a GPU."""
-    on_gpu = options.device.startswith("cuda") or (
-        options.device == "auto" and torch.cuda.is_available()
-    )
-    if options.mixed_precision and not on_gpu:
-        print("Note: --mixed-precision is for a GPU, and there is none in use: left out.")
-    return bool(options.mixed_precision and on_gpu)
-
-
-def read_log(out: Path) -> list[dict[str, float]]:
-    """Return the rows of the epochs that were made before."""
-    path = out / "metrics.json"
-    log: list[dict[str, float]] = json.loads(path.read_text())["epochs"] if path.exists() else []
-    return log
 
 
 def describe(
@@ -309,22 +299,11 @@ def columns_of(
 
 def draw_loss_curve(log: Sequence[dict[str, float]], dataset: AudioDataset) -> Figure:
     """Draw bits a sample over the epochs."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    epochs = [numbers["epoch"] for numbers in log]
-    for split, style in (("train", "o--"), ("test", "o-")):
-        axes.plot(epochs, [n[f"{split}_bits"] for n in log], style, markersize=3, label=split)
+    figure = draw_curves(log, "Bits a sample", train="train_bits", test="test_bits")
     if dataset.name == "spoken digits":
+        axes = figure.axes[0]
         axes.axhline(TRIGRAM, color="gray", linewidth=0.8, label="trigram, test")
-    axes.set_title("Bits a sample")
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+        axes.legend(frameon=False)
     return figure
 
 
@@ -349,9 +328,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--epochs", type=positive, default=3, help="passes over the recordings")
     add("--learning-rate", type=float, default=4e-3, help="first step size of Adam")
     add("--each", type=positive, default=2, help="sounds of each class to generate")
-    add("--seconds", type=float, default=0.6, help="length of a generated sound")
-    add("--temperature", type=float, default=1.0, help="below 1: likelier levels more often")
-    add("--top-p", type=float, default=1.0, help="share of the likeliest levels to draw from")
+    add("--seconds", type=positive_real, default=0.6, help="length of a generated sound")
+    add("--temperature", type=positive_real, default=1.0, help="below 1: likely levels more often")
+    add("--top-p", type=share, default=1.0, help="share of the likeliest levels to draw from")
     names = ("--seed", "--device", "--mixed-precision", "--overwrite", "--resume")
     add_shared(parser, *names, out="runs/wavenet_digits")
     return parser.parse_args(argv)

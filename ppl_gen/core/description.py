@@ -70,7 +70,7 @@ def rebuild(described: Mapping[str, Any], *packages: str) -> nn.Module:
         packages: Where its class is looked up.
 
     Raises:
-        LoadError: If there is no such class.
+        LoadError: If there is no such class, or it cannot be made with these arguments.
     """
     with seeded(0):
         rebuilt = _rebuilt(described, packages)
@@ -164,7 +164,14 @@ def _rebuilt(described: Mapping[str, Any], packages: Sequence[str]) -> Any:
     if described["class"] not in classes:
         raise LoadError(str(unknown("class", described["class"], classes)))
     arguments = {name: _revived(value) for name, value in described["config"].items()}
-    return classes[described["class"]](**arguments)
+    try:
+        return classes[described["class"]](**arguments)
+    except (TypeError, ValueError) as error:
+        msg = (
+            f"a {described['class']} cannot be made as it was saved: {str(error).rstrip('.')}. "
+            "Load it with the version of ppl-gen that wrote it, or pass the pair in."
+        )
+        raise LoadError(msg) from error
 
 
 def _revived(value: Any) -> Any:

@@ -247,7 +247,7 @@ def _run(method: Method, problem: Problem) -> Posterior:
     if ranks().size > 1:
         facts["processes"] = ranks().size
     cpu = torch.device("cpu")
-    cast(work, None, cpu)
+    cast(work, None, cpu).eval()  # networks may be random in training, as by dropout
     posterior = Posterior(
         draws=result.draws,
         latents=tuple(result.draws) if result.latents is None else result.latents,

@@ -523,7 +523,7 @@ def _pair(
         _run_once(pair, data)
     adopt_params(pair, state)
     _fill(pair, weights, "pair.", path)
-    return pair
+    return pair.eval()  # as a fit leaves it
 
 
 def _check_parts(described: Mapping[str, Any], pair: nn.Module, path: Path) -> None:

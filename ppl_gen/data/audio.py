@@ -12,6 +12,9 @@ from typing import BinaryIO
 
 import torch
 
+from ppl_gen.core.errors import check_count
+from ppl_gen.distributions.mu_law import check_amplitudes
+
 __all__ = ["Chunks", "cut", "load_wav", "save_wav"]
 
 # By what the tag of a wav file's format means.
@@ -45,7 +48,7 @@ def load_wav(
         Amplitudes in [-1, 1], `(sample,)`, in float32, and the samples a second.
 
     Raises:
-        ValueError: If it is no wav file, is cut short, is not PCM, has more than one channel, no
+        ValueError: If it is no wav file, is damaged, is not PCM, has more than one channel, no
             samples, or another rate than the wanted one.
 
     Warns:
@@ -60,6 +63,8 @@ def load_wav(
         (torch.Size([800]), 8000)
     """
     path = Path(path)
+    if rate is not None:
+        check_count("rate", rate)
     found = _header(path)
     if found.channels != 1:
         channels = "two (stereo)" if found.channels == 2 else found.channels
@@ -95,19 +100,15 @@ def save_wav(path: str | Path, waveform: torch.Tensor, rate: int) -> None:
     Raises:
         ValueError: If the waveform has another shape, or amplitudes out of range.
     """
+    waveform = waveform.detach()
+    check_count("rate", rate)
     if waveform.ndim != 1 or len(waveform) == 0:
         msg = f"waveform: expected shape (sample,), got {tuple(waveform.shape)}."
         raise ValueError(msg)
-    largest = float(waveform.abs().max())
-    if not largest <= 1:
-        msg = (
-            f"waveform: expected amplitudes from -1 to 1, got {largest:g}. Divide it by its "
-            "largest amplitude."
-        )
-        raise ValueError(msg)
+    check_amplitudes(waveform)
     from scipy.io import wavfile
 
-    samples = (waveform.detach().cpu().double() * 2**15).round().clamp(max=2**15 - 1)
+    samples = (waveform.cpu().double() * 2**15).round().clamp(max=2**15 - 1)
     wavfile.write(path, rate, samples.to(torch.int16).numpy())
 
 
@@ -210,7 +211,7 @@ def _header(path: Path) -> _Header:
 def _format(path: Path, content: bytes) -> _Header:
     if len(content) < 16:
         raise ValueError(f"{path}: expected a format and samples, got a wav file cut short.")
-    tag, channels, rate, _, _, bits = struct.unpack("<HHIIHH", content[:16])
+    tag, channels, rate, _, size, bits = struct.unpack("<HHIIHH", content[:16])
     if tag == _EXTENSIBLE and len(content) >= 26:
         (tag,) = struct.unpack("<H", content[24:26])
     if tag != _PCM or bits not in _BITS:
@@ -218,6 +219,13 @@ def _format(path: Path, content: bytes) -> _Header:
         msg = (
             f"{path}: expected integer samples (PCM) of 8, 16, 24 or 32 bits, got {got}. Convert "
             "it, for example by: ffmpeg -i in.wav -c:a pcm_s16le out.wav"
+        )
+        raise ValueError(msg)
+    if channels == 0 or rate == 0 or size != channels * bits // 8:
+        msg = (
+            f"{path}: expected at least one channel, a rate, and {channels * bits // 8} bytes for "
+            f"a sample of each channel, got {channels} channels, {rate} samples a second and "
+            f"{size} bytes: the file is damaged."
         )
         raise ValueError(msg)
     return _Header(channels, rate, bits)

@@ -108,6 +108,8 @@ _FORMANTS = {
     "heard": (490, 1350, 1690),
 }
 _BANDWIDTHS = (60, 90, 150)
+# A period of the lowest voice.
+_LEAST_SECONDS = 0.01
 
 
 def synthesize_vowels(each: int = 12, seconds: float = 0.3, seed: int = 0) -> AudioDataset:
@@ -117,9 +119,12 @@ def synthesize_vowels(each: int = 12, seconds: float = 0.3, seed: int = 0) -> Au
     of the sounds is for testing.
 
     Args:
-        each: Number of sounds of each vowel.
+        each: Number of sounds of each vowel, at least 2.
         seconds: Length of the longest; the shortest is half as long.
         seed: Of what is random.
+
+    Raises:
+        ValueError: If there are too few sounds, or they are shorter than 10 ms.
 
     References:
         Control Methods Used in a Study of the Vowels. G. E. Peterson, H. L. Barney, 1952.
@@ -130,6 +135,10 @@ def synthesize_vowels(each: int = 12, seconds: float = 0.3, seed: int = 0) -> Au
         >>> len(vowels.train_waveforms), len(vowels.test_waveforms), vowels.labels[0]
         (30, 10, 'heed')
     """
+    if each < 2:
+        raise ValueError(f"each: expected at least 2, one of them for testing, got {each}.")
+    if not seconds >= _LEAST_SECONDS:
+        raise ValueError(f"seconds: expected at least {_LEAST_SECONDS}, got {seconds}.")
     generator = torch.Generator().manual_seed(seed)
     names = tuple(_FORMANTS)
     labels = torch.arange(len(names)).repeat_interleave(each)

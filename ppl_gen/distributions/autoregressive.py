@@ -249,9 +249,13 @@ class Autoregressive(DiscreteDistribution):
             Draws, `(row, *event_shape)`.
         """
         network = self._conditionals
-        dtype = next((p.dtype for p in network.parameters()), None)
+        dtype = next((p.dtype for p in network.parameters()), torch.get_default_dtype())
+        # In half precision there are too few uniform numbers to draw by.
         uniforms = torch.rand(
-            len(rows), *self.event_shape, dtype=dtype, device=network.order.device
+            len(rows),
+            *self.event_shape,
+            dtype=torch.promote_types(dtype, torch.float32),
+            device=network.order.device,
         )
         context = self._context(shape)
         context = None if context is None else context[rows]
@@ -268,7 +272,8 @@ class Autoregressive(DiscreteDistribution):
                 options,
             )
         values = self._restored(drawn).reshape(-1, *self.event_shape)
-        return values if self.network.elements.likelihood == "bernoulli" else values.long()
+        is_binary = self.network.elements.likelihood == "bernoulli"
+        return values.to(dtype) if is_binary else values.long()
 
     def _known_first(
         self,
@@ -314,7 +319,7 @@ class Autoregressive(DiscreteDistribution):
             )
             raise ValueError(msg) from error
         there = ~known.isnan()
-        if bool(there.all()):
+        if known.numel() and bool(there.all()):
             raise ValueError("given: expected NaN at elements to be drawn, got none.")
         check_integers("given", known[there], self.network.elements.highest)
         return known

@@ -12,11 +12,11 @@ from torch.distributions import Bernoulli, Categorical, Distribution
 from ppl_gen.core.errors import check_count, unknown
 from ppl_gen.distributions.discretized_logistic import DiscretizedLogisticMixture
 
-__all__ = ["Elements", "Likelihood"]
+__all__ = ["LEAST_LOG_SCALE", "Elements", "Likelihood"]
 
 Likelihood = Literal["bernoulli", "categorical", "logistic_mixture"]
-# exp(-7) is a tenth of a grey level of 8 bits.
-_LEAST_LOG_SCALE = -7.0
+LEAST_LOG_SCALE = -7.0
+"""Of a component of a mixture: exp(-7) is a tenth of a grey level of 8 bits."""
 _LIKELIHOODS = ("bernoulli", "categorical", "logistic_mixture")
 
 
@@ -79,7 +79,7 @@ class Elements:
             return Categorical(logits=numbers, validate_args=False)
         logits, loc, log_scale = numbers.chunk(3, dim=-1)
         return DiscretizedLogisticMixture(
-            logits, loc, log_scale.clamp(min=_LEAST_LOG_SCALE), self.categories, validate_args=False
+            logits, loc, log_scale.clamp(min=LEAST_LOG_SCALE), self.categories, validate_args=False
         )
 
     def log_prob(self, numbers: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -114,10 +114,15 @@ class Elements:
             uniforms: Numbers in [0, 1), `(*batch,)`.
             temperature: What logits are divided by, and scales multiplied.
             top_p: Share of the probability of the values that are kept.
+
+        Raises:
+            ValueError: If a probability is not a number.
         """
+        # As for their log probabilities: in half precision most of a small one is lost.
+        numbers = numbers.to(torch.promote_types(numbers.dtype, torch.float32))
         if self.likelihood == "logistic_mixture":
             logits, loc, log_scale = numbers.chunk(3, dim=-1)
-            spread = log_scale.clamp(min=_LEAST_LOG_SCALE) + math.log(temperature)
+            spread = log_scale.clamp(min=LEAST_LOG_SCALE) + math.log(temperature)
             grey = DiscretizedLogisticMixture(
                 logits / temperature, loc, spread, self.categories, validate_args=False
             )
@@ -127,6 +132,10 @@ class Elements:
             probabilities = (numbers / temperature).softmax(-1)
         else:
             one = (numbers.squeeze(-1) / temperature).sigmoid()
+            check_numbers(one)
+            if top_p < 1:  # the likelier value alone, where its share is enough
+                sure = torch.maximum(one, 1 - one) >= top_p
+                one = torch.where(sure & (one != 0.5), one.round(), one)
             return (uniforms >= 1 - one).to(numbers.dtype)
         if top_p < 1:
             ordered = probabilities.sort(-1, descending=True).values
@@ -134,6 +143,7 @@ class Elements:
             least = ordered.masked_fill(~kept, math.inf).amin(-1, keepdim=True)
             probabilities = probabilities.masked_fill(probabilities < least, 0.0)
         cumulative = probabilities.cumsum(-1)
+        check_numbers(cumulative[..., -1])
         level = uniforms.unsqueeze(-1) * cumulative[..., -1:]
         found = (cumulative <= level).sum(-1).clamp(max=self.categories - 1)
         return found.to(numbers.dtype)
@@ -146,3 +156,20 @@ class Elements:
             like: A tensor of the network.
         """
         return x.to(like) * (2 / self.highest) - 1
+
+
+def check_numbers(tensor: torch.Tensor) -> None:
+    """Refuse to draw where there are no numbers.
+
+    Args:
+        tensor: Probabilities, draws by them, or what they are made of, of any shape.
+
+    Raises:
+        ValueError: If one is NaN.
+    """
+    if bool(tensor.isnan().any()):
+        msg = (
+            "There are no probabilities to draw by: the network has or gives numbers that are not "
+            "finite. Look for NaN and infinity in its weights and in its context."
+        )
+        raise ValueError(msg)

@@ -32,7 +32,7 @@ def disagree(draws: Array) -> bool:
     Args:
         draws: Scalars whose R-hat is too large, (chain, draw, scalar).
     """
-    from scipy.stats import f
+    from scipy.stats import f, t
 
     half = draws.shape[1] // 2
     if half < 4 or not draws.shape[2]:
@@ -44,9 +44,14 @@ def disagree(draws: Array) -> bool:
     errors = np.stack([mcse_mean(each[None]) for each in halves])
     between = halves.mean(axis=1).var(axis=0, ddof=1)
     known = np.square(np.where(np.isnan(errors), 0.0, errors)).mean(axis=0)
-    count = len(halves)
-    bound = f.isf(_FALSE_ALARM / scores.shape[2], count - 1, count)
-    return bool((between > bound * known).any())
+    count, level = len(halves), _FALSE_ALARM / scores.shape[2]
+    if (between > f.isf(level, count - 1, count) * known).any():
+        return True
+    if len(draws) < _MANY:
+        return False
+    # One that is somewhere else is lost in the variance of so many.
+    farthest = np.abs(halves.mean(axis=1) - halves.mean(axis=(0, 1))).max(axis=0)
+    return bool((farthest > t.isf(level / (2 * count), count) * np.sqrt(known)).any())
 
 
 def nested_by_start(draws: Array) -> Array:
@@ -75,8 +80,10 @@ def nested_by_start(draws: Array) -> Array:
     if chains < _MANY or not _LEAST <= count < _SHORT:
         return np.full(scalars, np.nan)
     half = count // 2
-    order = np.argsort(draws[:, 0], axis=0, kind="stable")[: chains - chains % _SUPERCHAINS]
-    later = np.take_along_axis(draws[:, -half:], order[:, None, :], axis=0)
+    # Superchains are of equal size: what is left over is chosen by no value.
+    whole = draws[: chains - chains % _SUPERCHAINS]
+    order = np.argsort(whole[:, 0], axis=0, kind="stable")
+    later = np.take_along_axis(whole[:, -half:], order[:, None, :], axis=0)
     both = np.concatenate([draws[:, :half], draws[:, -half:]])
     return np.maximum(nested_rhat(later, _SUPERCHAINS), nested_rhat(both, 2))
 

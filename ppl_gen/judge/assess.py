@@ -16,7 +16,7 @@ from ppl_gen.core.progress import ProgressBar
 from ppl_gen.diagnostics.marginals import Marginals
 from ppl_gen.judge.alone import judge_alone
 from ppl_gen.judge.auxiliary import auxiliary_sites
-from ppl_gen.judge.bridge import evidence_of_chains, lacking, with_gap
+from ppl_gen.judge.bridge import evidence_of_chains, is_below_bound, lacking, with_gap
 from ppl_gen.judge.doubt import errors_beyond_doubt
 from ppl_gen.judge.errors import compare
 from ppl_gen.judge.evidence import Evidence
@@ -296,12 +296,27 @@ class _Court:
         without = lacking(self.weights)
         if self.target is None or gate is None or not gate.passed or not without:
             return None
+        if self.labels is not None:
+            # Of so many orders of the components its chains may have been in one.
+            self.not_checked.append(
+                f"Log evidence by {self.target}: labels have no meaning, and of the orders of the "
+                "components its chains may have been in a few only."
+            )
+            return None
         try:
             found = evidence_of_chains(self.posteriors[self.target], self.seed)
         except (ValueError, RuntimeError) as error:
             self.not_checked.append(f"Log evidence by {self.target}: {_reason(error)}")
             return None
         if not found.reliable:
+            return None
+        below = [name for name in without if is_below_bound(self.posteriors[name], found)]
+        if below:
+            self.not_checked.append(
+                f"Log evidence by {self.target}: {found.log_evidence:.2f} by bridge sampling is "
+                f"below the ELBO of {below[0]}, which no log evidence is. Its chains have missed a "
+                "part of the posterior, or the two are of different models."
+            )
             return None
         for name in without:
             self.weights[name] = with_gap(self.weights[name], self.posteriors[name], found)

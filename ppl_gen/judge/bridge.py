@@ -14,22 +14,28 @@ from numpy.typing import NDArray
 
 from ppl_gen.core import LogDensity, Posterior
 from ppl_gen.core.arguments import num_bytes
-from ppl_gen.core.evaluation import evaluation
+from ppl_gen.core.evaluation import compiled
 from ppl_gen.core.scope import isolated
 from ppl_gen.core.weighing import in_double
 from ppl_gen.diagnostics.evidence import Evidence, bridge_evidence
 from ppl_gen.judge.weights import Weights
 
-__all__ = ["evidence_of_chains", "lacking", "with_gap"]
+__all__ = ["evidence_of_chains", "is_below_bound", "lacking", "with_gap"]
 
 Array: TypeAlias = NDArray[np.float64]
 
 # Beyond so many coordinates a normal proposal has nothing in common with the posterior.
 _MOST_COORDINATES = 100
 _DRAWS_PER_COORDINATE = 10
-# Draws of the proposal, and numbers in data and coordinates of all draws together: a second or two.
+# Draws of either kind, and numbers in data and coordinates of all of them: a second or two.
 _DRAWS = 10_000
 _WORK = 2 * 10**8
+# PyTorch computes fewer, and so many numbers at once.
+_EAGER_DRAWS = 1000
+_BLOCK = 2**22
+_LANES = 8
+# Draws of a chain that are left of it, for its autocorrelation.
+_LEAST_DRAWS = 10
 
 
 def evidence_of_chains(posterior: Posterior, seed: int) -> Evidence:
@@ -60,17 +66,21 @@ def evidence_of_chains(posterior: Posterior, seed: int) -> Evidence:
         fitted, weighed = vectors[:, :half].reshape(-1, density.dim), vectors[:, half:]
         center = fitted.mean(dim=0)
         factor = torch.linalg.cholesky(torch.cov(fitted.mT).reshape(density.dim, density.dim))
-        work = density.dim + num_bytes(density.data) // 8
-        count = min(_DRAWS, max(_WORK // work, 1000))
-        noise = torch.randn(count, density.dim, dtype=torch.float64)
-        proposed = center + noise @ factor.mT
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.enable_grad():
             # The fit has said so.
             warnings.filterwarnings("ignore", message="the model runs on the eager engine")
-            evaluate = evaluation(density)
-        with torch.enable_grad():
-            rows = torch.cat([weighed.reshape(-1, density.dim), proposed])
-            log_joint = evaluate(rows)[0]
+            native = compiled(density, _LANES)
+        work = density.dim + num_bytes(density.data) // 8
+        most = _EAGER_DRAWS if native is None else _DRAWS
+        count = min(most, max(_WORK // work, 1000))
+        weighed = weighed[:, :: _stride(posterior.num_chains, weighed.shape[1], count)]
+        noise = torch.randn(count, density.dim, dtype=torch.float64)
+        rows = torch.cat([weighed.reshape(-1, density.dim), center + noise @ factor.mT])
+        if native is None:
+            parts = rows.to(density.dtype).split(max(_BLOCK // (10 * work), 1))
+            log_joint = torch.cat([density.log_prob(part) for part in parts]).double()
+        else:
+            log_joint = native(rows)[0]
         log_proposal = _log_normal(rows - center, factor)
     split = weighed.shape[0] * weighed.shape[1]
     of_draws = (posterior.num_chains, weighed.shape[1])
@@ -98,9 +108,25 @@ def with_gap(weights: Weights, posterior: Posterior, found: Evidence) -> Weights
     if posterior.elbo is None or not math.isnan(weights.findings.elbo_gap):
         return weights
     gap = found.log_evidence - posterior.elbo[0]
-    if gap < -3 * math.hypot(found.error, posterior.elbo[1]):
-        return weights  # a bound above the evidence is one of another model
     return replace(weights, findings=replace(weights.findings, elbo_gap=gap))
+
+
+def is_below_bound(posterior: Posterior, found: Evidence) -> bool:
+    """Return whether an estimate is below a bound that no log evidence is below.
+
+    Args:
+        posterior: The posterior that has the bound.
+        found: The evidence by chains of the same model.
+    """
+    if posterior.elbo is None:
+        return False
+    bound, error = posterior.elbo
+    return found.log_evidence - bound < -3 * math.hypot(found.error, error)
+
+
+def _stride(chains: int, draws: int, count: int) -> int:
+    """Return of how many draws of each chain one is taken, for so many draws of all chains."""
+    return max(min(-(-chains * draws // count), draws // _LEAST_DRAWS), 1)
 
 
 def _check(posterior: Posterior, density: LogDensity) -> None:

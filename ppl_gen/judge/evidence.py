@@ -100,6 +100,8 @@ class Evidence:
         if blind_location(errors).any() or blind_spread(errors).any():
             return None
         worst = int(np.where(errors.code == 3, 0, errors.code).max(initial=0))
+        # Red as it is, it may be chance's, or not.
+        worst = max(worst, int(beyond_red(errors).any()))
         if self.weighted_dependence is not None:
             size = abs(self.weighted_dependence.net)
             limits = (self.thresholds.sd_green, self.thresholds.sd_red)

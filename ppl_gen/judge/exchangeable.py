@@ -22,9 +22,9 @@ __all__ = ["same_density"]
 
 Values: TypeAlias = Mapping[str, torch.Tensor]
 
-# Draws at which densities are compared, and the difference that is rounding.
+# Draws at which densities are compared, and the relative difference that is rounding.
 _DRAWS = 3
-_ROUNDING = 1e-6
+_ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-9}
 # Sets of sites that are tried, a few runs of the model each.
 _MOST_SETS = 200
 
@@ -119,9 +119,10 @@ def _unchanged(
     density: Callable[[Values], float],
 ) -> bool:
     for values, value in zip(points, before, strict=True):
+        rounding = _ROUNDING[values[sites[0]].dtype] * max(1.0, abs(value))
         for order in _orders(len(values[sites[0]])):
             difference = density(_swapped(values, sites, order)) - value
-            if not abs(difference) <= _ROUNDING * max(1.0, abs(value)):
+            if not abs(difference) <= rounding:
                 return False
     return True
 

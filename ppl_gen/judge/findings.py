@@ -141,8 +141,8 @@ class Reason:
     """One number that speaks for or against a posterior.
 
     Args:
-        kind: "mean", "sd", "quantile", "joint", "weights", "optimisation", "chains", "monte_carlo",
-            "model".
+        kind: "mean", "sd", "quantile", "joint", "weights", "optimisation", "chains", "stein",
+            "monte_carlo", "model".
         quantity: The parameter or the diagnostic, as `tau` or `Pareto k-hat`.
         value: The error or the diagnostic.
         floor: What two samples of one posterior would show; 0 where that is nothing.

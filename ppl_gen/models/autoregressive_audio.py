@@ -20,13 +20,10 @@ from ppl_gen.distributions import (
     mu_law_encode,
 )
 from ppl_gen.distributions.mu_law import check_amplitudes
-from ppl_gen.models.autoregressive_likelihood import AutoregressiveLikelihood, evaluating
+from ppl_gen.models.autoregressive_likelihood import AutoregressiveLikelihood
 from ppl_gen.models.checks import check_positive, check_size
 
 __all__ = ["AutoregressiveAudio"]
-
-# Numbers of a network that are computed at a time where nothing is trained: 16 MiB in float32.
-_CHUNK = 2**22
 
 
 class AutoregressiveAudio(AutoregressiveLikelihood):
@@ -198,9 +195,21 @@ class AutoregressiveAudio(AutoregressiveLikelihood):
         Returns:
             A distribution with batch shape `(n,)`, or none without classes, and event shape
             `(length,)`.
+
+        Raises:
+            ValueError: If only some samples are to count of a network of many orderings.
         """
         whole = super().distribution(y)
-        return whole if mask is None else _Scored(whole, mask)
+        if mask is None:
+            return whole
+        if not (isinstance(whole, Autoregressive) and whole.network is self.network):
+            msg = (
+                f"mask: expected none, since a {type(self.network).__name__} takes the samples in "
+                "other orders than that of time, and none of them has a density of its own. Leave "
+                "it out, or take a network of one order, such as WaveNet."
+            )
+            raise ValueError(msg)
+        return _Scored(whole, mask)
 
     def log_prob(
         self, x: torch.Tensor, y: torch.Tensor | None = None, mask: torch.Tensor | None = None
@@ -218,20 +227,8 @@ class AutoregressiveAudio(AutoregressiveLikelihood):
         Raises:
             SiteError: If something is wrong with them.
         """
-        if mask is None:
-            return super().log_prob(x, y)
         self.validate(x, y, mask)
-        rows = max(1, _CHUNK // (x.shape[1] * self.network.elements.num_outputs))
-        given = [None] * math.ceil(len(x) / rows) if y is None else y.split(rows)
-        device = self.like.device
-        with torch.no_grad(), evaluating(self):
-            parts = [
-                self.distribution(classes, scored.to(device)).log_prob(values.to(device)).double()
-                for values, classes, scored in zip(
-                    x.split(rows), given, mask.split(rows), strict=True
-                )
-            ]
-        return torch.cat(parts)
+        return self.log_prob_in_parts(x, y, mask)
 
     def bits_per_sample(
         self, x: torch.Tensor, y: torch.Tensor | None = None, mask: torch.Tensor | None = None
@@ -246,8 +243,9 @@ class AutoregressiveAudio(AutoregressiveLikelihood):
         Raises:
             SiteError: If something is wrong with them.
         """
+        nats = -float(self.log_prob(x, y, mask).sum())
         count = x.numel() if mask is None else int(mask.sum())
-        return float(-self.log_prob(x, y, mask).sum()) / (count * math.log(2))
+        return nats / (count * math.log(2))
 
     def sample(
         self,
@@ -309,6 +307,7 @@ class AutoregressiveAudio(AutoregressiveLikelihood):
 
     def _beginning(self, given: torch.Tensor) -> torch.Tensor:
         """Return the levels of a beginning, and NaN after it."""
+        given = torch.atleast_1d(given)
         missing = self.network.event_shape[0] - given.shape[-1]
         if missing < 1:
             msg = (
@@ -325,8 +324,7 @@ class _Scored(TorchDistribution):
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 - as PyTorch has it
 
-    def __init__(self, whole: TorchDistribution, scored: torch.Tensor) -> None:
-        assert isinstance(whole, Autoregressive)
+    def __init__(self, whole: Autoregressive, scored: torch.Tensor) -> None:
         self.whole = whole
         self.scored = scored
         super().__init__(scored.shape[:-1], whole.event_shape, validate_args=False)

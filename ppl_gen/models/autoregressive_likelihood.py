@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import pyro
 import torch
 from pyro.distributions import TorchDistribution
-from torch import nn
 
 from ppl_gen.core.errors import SiteError
 from ppl_gen.core.pair import Pair
 from ppl_gen.core.progress import ProgressBar
-from ppl_gen.core.scope import seeded
+from ppl_gen.core.scope import evaluating, seeded
 from ppl_gen.distributions import AutoregressiveNetwork
 from ppl_gen.models.checks import (
     check_categories,
@@ -25,7 +22,7 @@ from ppl_gen.models.checks import (
     check_size,
 )
 
-__all__ = ["AutoregressiveLikelihood", "evaluating"]
+__all__ = ["AutoregressiveLikelihood"]
 
 # Numbers of a network that are computed at a time where nothing is trained: 16 MiB in float32.
 _CHUNK = 2**22
@@ -191,15 +188,27 @@ class AutoregressiveLikelihood(Pair):
         """
         self.check_values(x)
         self.check_labels(y, len(x))
+        return self.log_prob_in_parts(x, y)
+
+    def log_prob_in_parts(self, x: torch.Tensor, *given: torch.Tensor | None) -> torch.Tensor:
+        """Return the log probability of values that were checked, a number of rows at a time.
+
+        Args:
+            x: Values, `(n, *event_shape)`.
+            given: What `distribution` takes, `(n, ...)` each, or None.
+
+        Returns:
+            Nats, `(n,)`, in float64.
+        """
         device = self.like.device
         width = math.prod(self.network.event_shape)
         rows = max(1, _CHUNK // (width * max(self.network.elements.num_outputs, _FEATURES)))
-        given = [None] * math.ceil(len(x) / rows) if y is None else y.split(rows)
+        parts = []
         with torch.no_grad(), evaluating(self):
-            parts = [
-                self.distribution(classes).log_prob(values.to(device)).double()
-                for values, classes in zip(x.split(rows), given, strict=True)
-            ]
+            for start in range(0, len(x), rows):
+                part = slice(start, start + rows)
+                some = [None if value is None else value[part].to(device) for value in given]
+                parts.append(self.distribution(*some).log_prob(x[part].to(device)).double())
         return torch.cat(parts)
 
     def bits_per_dim(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
@@ -247,7 +256,7 @@ class AutoregressiveLikelihood(Pair):
             ValueError: If an option is out of range.
         """
         labels, shape = None, torch.Size()
-        if self.num_classes is None and isinstance(rows, int):
+        if self.num_classes is None and not isinstance(rows, torch.Tensor):
             check_size("rows", rows)
             shape = torch.Size((rows,))
         else:
@@ -290,22 +299,6 @@ class AutoregressiveLikelihood(Pair):
     def like(self) -> torch.Tensor:
         """A tensor of the network's dtype and device."""
         return next(self.network.parameters())
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module in its mode of evaluation inside the block.
-
-    Args:
-        module: The module.
-    """
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def _check_network(network: Any, num_classes: int | None) -> None:

@@ -309,7 +309,7 @@ def check_categories(name: str, value: torch.Tensor, highest: int, remedy: str =
         got = f"{float(value[value != value.round()][0]):g}, between two of them"
     if not remedy:
         remedy = "Round and shift them to categories."
-        if not inside and low >= 0:
+        if not inside and low >= 0 and high.is_integer():
             remedy = f"Make the network for {int(high) + 1} categories, or use fewer."
     raise SiteError(name, expected=f"integers from 0 to {highest}", got=got, remedy=remedy)
 

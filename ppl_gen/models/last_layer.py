@@ -11,8 +11,9 @@ from pyro.distributions import TorchDistribution
 from torch.distributions import constraints
 
 from ppl_gen.core.pair import Pair, prepare
+from ppl_gen.core.scope import evaluating
 from ppl_gen.distributions import Autoregressive, AutoregressiveNetwork
-from ppl_gen.models.autoregressive_likelihood import AutoregressiveLikelihood, evaluating
+from ppl_gen.models.autoregressive_likelihood import AutoregressiveLikelihood
 from ppl_gen.models.checks import check_positive
 
 __all__ = ["BayesianLastLayer"]
@@ -42,7 +43,7 @@ class BayesianLastLayer(Pair):
 
     Raises:
         TypeError: If the likelihood is no such pair.
-        ValueError: If a scale is not positive.
+        ValueError: If its network takes elements in many orders, or a scale is not positive.
 
     Example:
         >>> from ppl_gen.models import AutoregressiveImage
@@ -66,13 +67,21 @@ class BayesianLastLayer(Pair):
                 f"{type(likelihood).__name__}. Give posterior.pair of its fit."
             )
             raise TypeError(msg)
+        network = likelihood.network
+        if network.under(network.order) is not None:
+            msg = (
+                f"likelihood: expected one whose network has one order, got a "
+                f"{type(network).__name__}, which has other numbers in each. Train a network such "
+                "as MADE."
+            )
+            raise ValueError(msg)
         check_positive("scale", scale)
         check_positive("gain_scale", gain_scale)
         self.likelihood = likelihood
         self.scale = scale
         self.gain_scale = gain_scale
         # In a tuple: its parameters are those of the likelihood, and would be saved twice.
-        self._adjusted = (_Adjusted(likelihood.network),)
+        self._apart = (_Adjusted(network),)
 
     def model(
         self,
@@ -100,7 +109,7 @@ class BayesianLastLayer(Pair):
             numbers = self._numbers(x, y)
         context = None if y is None else self.likelihood.vectors(y)
         with pyro.plate("data", len(x)):
-            adjusted = _WithNumbers(self._adjusted[0], context, log_gain, offset, x, numbers)
+            adjusted = _WithNumbers(self._adjusted, context, log_gain, offset, x, numbers)
             values: torch.Tensor = pyro.sample("x", adjusted, obs=x)
         return values
 
@@ -155,7 +164,16 @@ class BayesianLastLayer(Pair):
             A distribution with batch shape `batch`.
         """
         context = None if y is None else self.likelihood.vectors(y)
-        return Autoregressive(self._adjusted[0], _joined(context, log_gain, offset))
+        return Autoregressive(self._adjusted, _joined(context, log_gain, offset))
+
+    @property
+    def _adjusted(self) -> _Adjusted:
+        """The network that values are drawn from, on the device of the likelihood's."""
+        (adjusted,) = self._apart
+        order = self.likelihood.network.order
+        if adjusted.order.device != order.device:
+            adjusted.order = order
+        return adjusted
 
     def _numbers(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
         """Return the network's numbers, `(n, *event_shape, num_outputs)`."""

@@ -85,6 +85,32 @@ def test_only_waveforms_are_written(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_what_has_a_gradient_is_written(tmp_path: Path) -> None:
+    save_wav(tmp_path / "a.wav", torch.full((4,), 0.5, requires_grad=True), 8000)
+    assert load_wav(tmp_path / "a.wav")[0].tolist() == [0.5] * 4
+
+
+def test_rates_are_positive(tmp_path: Path) -> None:
+    for rate in (0, -8000):
+        with pytest.raises(ValueError, match="rate: expected at least 1"):
+            save_wav(tmp_path / "a.wav", torch.zeros(4), rate)
+        with pytest.raises(ValueError, match="rate: expected at least 1"):
+            load_wav(tmp_path / "a.wav", rate, resample=True)
+
+
+def test_a_header_that_contradicts_itself(tmp_path: Path) -> None:
+    path = wav(tmp_path / "a.wav", packed([1, 2, 3, 4], 16))
+    whole = path.read_bytes()
+    place = whole.index(b"fmt ") + 8
+    # Two bytes from each of these places on: channels, rate, bytes for a sample.
+    for offset, value, got in ((2, 0, "0 channels"), (4, 0, "0 samples a"), (12, 4, "4 bytes")):
+        changed = bytearray(whole)
+        changed[place + offset : place + offset + 2] = value.to_bytes(2, "little")
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match=rf"got .*{got}.* the file is damaged"):
+            load_wav(path)
+
+
 def test_another_rate_is_refused_or_resampled(tmp_path: Path) -> None:
     time = torch.arange(16_000) / 16_000
     save_wav(tmp_path / "a.wav", (2 * np.pi * 440 * time).sin() / 2, 16_000)

@@ -95,5 +95,8 @@ def test_vowels_have_the_formants_of_their_table() -> None:
     assert strength("heed", 2290) > 2 * strength("hod", 2290)
     again = synthesize_vowels(each=8, seconds=0.5)
     assert torch.equal(again.train_waveforms[7], vowels.train_waveforms[7])
+    for options, message in (({"each": 1}, "each: .* got 1"), ({"seconds": 0.001}, "seconds: ")):
+        with pytest.raises(ValueError, match=message):
+            synthesize_vowels(**options)  # type: ignore[arg-type]
     other = synthesize_vowels(each=8, seconds=0.5, seed=1)
     assert len(other.train_waveforms[7]) != len(vowels.train_waveforms[7])

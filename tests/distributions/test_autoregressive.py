@@ -212,6 +212,23 @@ def test_known_elements_are_kept_and_checked() -> None:
     ):
         with pytest.raises(ValueError, match=f"given: {expected}"):
             images.sample(given=wrong)
+    assert images.sample((0,), given=given).shape == (0, 2, 2)
+
+
+def test_a_context_of_whole_numbers_is_one_of_real_ones() -> None:
+    torch.manual_seed(0)
+    network = MADE((8, 8), (8,), BINARY, context_size=3)
+    drawn = []
+    for context in (torch.tensor([0, 1, 0]), torch.tensor([0.0, 1.0, 0.0])):
+        torch.manual_seed(1)
+        drawn.append(network(context).sample((3,)))
+    assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, 1e-40])
+def test_temperatures_out_of_range_are_refused(temperature: float) -> None:
+    with pytest.raises(ValueError, match="temperature: expected a positive number"):
+        MADE((2, 2), (8,))().sample(temperature=temperature)
 
 
 class Lagged(AutoregressiveNetwork):

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -61,6 +62,45 @@ def test_options(example: ModuleType, capsys: pytest.CaptureFixture[str]) -> Non
     described = capsys.readouterr().out
     assert "Does a thing." in described
     assert "At length." not in described
+
+
+def test_real_options(example: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--length", type=example.positive_real)
+    parser.add_argument("--share", type=example.share)
+    found = parser.parse_args(["--length", "2.5", "--share", "1"])
+    assert (found.length, found.share) == (2.5, 1.0)
+    for name, value, message in [
+        ("--length", "0", "expected a positive number, got 0"),
+        ("--length", "nan", "expected a positive number, got nan"),
+        ("--length", "inf", "expected a positive number, got inf"),
+        ("--length", "long", "invalid positive_real value"),
+        ("--share", "0", "expected more than 0 and up to 1, got 0"),
+        ("--share", "1.01", "expected more than 0 and up to 1, got 1.01"),
+    ]:
+        with pytest.raises(SystemExit):
+            parser.parse_args([name, value])
+        assert f"{name}: {message}" in capsys.readouterr().err
+
+
+def test_numbers_are_replaced_in_one_step(
+    example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example.write_metrics(tmp_path, {"epochs": [{"epoch": 1}]})
+    write_text = Path.write_text
+
+    def killed(self: Path, text: str, **options: Any) -> int:
+        write_text(self, text[: len(text) // 2], **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", killed)
+        with pytest.raises(KeyboardInterrupt):
+            example.write_metrics(tmp_path, {"epochs": [{"epoch": 1}, {"epoch": 2}]})
+    options = argparse.Namespace(out=tmp_path, resume=True)
+    assert example.read_log(options) == [{"epoch": 1}]
+    example.write_metrics(tmp_path, {"epochs": []})
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
 
 
 def test_a_training_goes_on_or_starts_anew(example: ModuleType, tmp_path: Path) -> None:
@@ -144,4 +184,7 @@ def test_the_numbers_of_epochs_are_read_where_a_run_goes_on(
     example.write_metrics(tmp_path, {"epochs": [{"epoch": 1, "loss": 2.5}]})
     assert example.read_log(options) == [{"epoch": 1, "loss": 2.5}]
     options.resume = False
+    assert example.read_log(options) == []
+    options.resume = True
+    example.write_metrics(tmp_path, {"nats": 80.0})  # of another example
     assert example.read_log(options) == []

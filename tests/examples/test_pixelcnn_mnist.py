@@ -129,7 +129,6 @@ def test_a_run_that_was_stopped_is_gone_on_with(
         (["--likelihood", "categorical", "--num-categories", "1"], "categories"),
         (["--dataset", "mnst"], "Did you mean 'mnist'"),
         (["--learning-rate", "-1"], "learning_rate"),
-        (["--temperature", "0"], "temperature"),
     ],
 )
 def test_bad_options(example: ModuleType, tmp_path: Path, options: list[str], message: str) -> None:

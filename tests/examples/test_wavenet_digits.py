@@ -130,9 +130,17 @@ def test_without_recordings_it_says_so_and_takes_vowels(
         run(example, tmp_path / "other", "--dataset", "digits", "--data-dir", str(tmp_path))
 
 
-def test_bad_options(example: ModuleType, tmp_path: Path) -> None:
+def test_bad_options(
+    example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # What is needed only after the training is refused before.
+    for name, value in (("--seconds", "0"), ("--temperature", "-1"), ("--top-p", "1.5")):
+        with pytest.raises(SystemExit):
+            example.parse([name, value])
+        assert f"{name}: expected" in capsys.readouterr().err
     for options, message in {
         ("--likelihood", "categoricla"): "Did you mean 'categorical'",
+        ("--likelihood", "bernoulli"): "unknown likelihood 'bernoulli'",
         ("--row-length", "5"): "more than the context",
         ("--learning-rate", "-1"): "learning_rate",
         ("--device", "abacus"): "device",

@@ -47,3 +47,20 @@ def test_nested_r_hat_is_small_once_starts_are_forgotten() -> None:
     assert (nested_by_start(apart) > 1.1).all()
     assert np.isnan(nested_by_start(chains(4, 60, 0.0))).all()
     assert np.isnan(nested_by_start(chains(16, 1000, 0.0))).all()
+
+
+def test_a_chain_that_is_far_away_is_not_left_over() -> None:
+    """Of 19 chains 16 make superchains of equal size: not those of the smallest values."""
+    draws = chains(19, 60, 0.0)
+    assert (nested_by_start(draws) < 1.03).all()
+    draws[0] = 10.0 + 0.01 * draws[0]
+    assert (nested_by_start(draws) > 1.03).all()
+    assert disagree(draws)
+
+
+def test_one_of_very_many_chains_that_is_somewhere_else() -> None:
+    """It moves the variance of means by a hundredth, and the sd of all draws threefold."""
+    draws = chains(512, 50, 0.5)
+    assert not disagree(draws)
+    draws[0, :, 0] += 100.0
+    assert disagree(draws)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pyro
@@ -10,8 +11,9 @@ import pytest
 import torch
 
 from ppl_gen import Posterior, fit
+from ppl_gen.core import LogDensity
 from ppl_gen.inference import NUTS, SVI
-from ppl_gen.judge import assess
+from ppl_gen.judge import assess, bridge
 from ppl_gen.judge.bridge import evidence_of_chains
 from ppl_gen.models import EightSchools
 
@@ -77,3 +79,74 @@ def test_where_it_cannot_be_had() -> None:
     bare = Posterior(draws=chains.draws, latents=("mean",))
     with pytest.raises(ValueError, match="no pair or no data"):
         evidence_of_chains(bare, 0)
+
+
+def test_long_chains_and_much_data_are_not_looked_at_in_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of 4 x 4,000 draws, where 1,000 will do; also where PyTorch computes the density."""
+    chains = fit(regression, {"x": X, "y": Y}, NUTS(draws=4000), progress=False)
+    full = evidence_of_chains(chains, 0)
+    seen: list[int] = []
+    monkeypatch.setattr(bridge, "_WORK", 1)
+    monkeypatch.setattr(bridge, "_BLOCK", 10**5)
+
+    def eager(*_: object) -> None:
+        return None
+
+    log_prob = LogDensity.log_prob
+
+    def counted(density: Any, vector: torch.Tensor, *rest: Any) -> torch.Tensor:
+        seen.append(len(vector))
+        return log_prob(density, vector, *rest)
+
+    few = evidence_of_chains(chains, 0)
+    assert few.error > 1.5 * full.error
+    assert few.log_evidence == pytest.approx(full.log_evidence, abs=4 * few.error)
+    monkeypatch.setattr(bridge, "compiled", eager)
+    monkeypatch.setattr(LogDensity, "log_prob", counted)
+    again = evidence_of_chains(chains, 0)
+    assert again.log_evidence == pytest.approx(full.log_evidence, abs=4 * again.error)
+    assert sum(seen) == 2000
+    assert max(seen) < 200
+
+
+def mixture(x: torch.Tensor) -> None:
+    """Two components that are far apart, in an order that no prior decides."""
+    with pyro.plate("components", 2):
+        locs = pyro.sample("locs", dist.Normal(torch.zeros((), dtype=x.dtype), 3.0))
+    mean = torch.stack([locs[0], locs[1]])
+    mix = dist.Categorical(torch.full((2,), 0.5, dtype=x.dtype))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.MixtureSameFamily(mix, dist.Normal(mean, 0.5)), obs=x)
+
+
+def badly_weighed(draws: Mapping[str, torch.Tensor], **options: Any) -> Posterior:
+    """Return a guide's draws that are near the posterior, and whose weights have no evidence."""
+    flat = {name: value.flatten(0, 1)[None] for name, value in draws.items()}
+    count = next(iter(flat.values())).shape[1]
+    noise = torch.randn(1, count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    stats = {"lp": noise.exp() ** 2, "log_q": torch.zeros_like(noise)}
+    return Posterior(draws=flat, latents=tuple(flat), is_mcmc=False, sample_stats=stats, **options)
+
+
+def test_chains_in_one_of_several_modes_have_none() -> None:
+    """Half of the posterior has log 2 less: it is never told with an error of a hundredth."""
+    x = torch.tensor([-2.1, -1.9, -2.0, 1.9, 2.0, 2.2], dtype=torch.float64)
+    chains = fit(mixture, {"x": x}, NUTS(draws=300), progress=False)
+    in_order = dataclasses.replace(chains, draws={"locs": chains["locs"].sort(dim=2).values})
+    other_mode = badly_weighed({"locs": in_order["locs"].flip(2)})
+    found = assess({"nuts": in_order, "svi": other_mode})
+    assert not found.evidence
+    assert any("labels have no meaning, and of the orders" in text for text in found.not_checked)
+
+
+def test_an_evidence_below_a_bound_is_none() -> None:
+    chains = fit(regression, {"x": X, "y": Y}, NUTS(draws=300), progress=False)
+    value = evidence_of_chains(chains, 0).log_evidence
+    for above, told in ((-0.3, True), (0.3, False)):
+        guide = badly_weighed(chains.draws, elbo=(value + above, 0.01))
+        found = assess({"nuts": chains, "svi": guide})
+        assert bool(found.evidence) is told
+        why = [text for text in found.not_checked if "is below the ELBO of svi, which no" in text]
+        assert bool(why) is not told

@@ -11,6 +11,7 @@ from ppl_gen import fit
 from ppl_gen.core import Posterior
 from ppl_gen.inference import NUTS
 from ppl_gen.judge import Verdict, assess
+from ppl_gen.judge.exchangeable import same_density
 from ppl_gen.judge.labels import labelled_alike
 from ppl_gen.models import GaussianMixture
 
@@ -150,3 +151,17 @@ def test_what_follows_components_changes_places_with_them() -> None:
     assert "2 components (locs, cubes)" in gate.sentence
     assert torch.equal(labelled["a"]["cubes"], labelled["a"]["locs"] ** 3)
     assert torch.equal(labelled["a"]["ends"], posterior["ends"])
+
+
+@pytest.mark.parametrize("means", [(0.0, 0.0), (0.0, 0.1)])
+def test_a_large_log_density_hides_no_difference(means: tuple[float, float]) -> None:
+    """Of a million nats, those of much data, a tenth of one is more than rounding."""
+
+    def model() -> None:
+        prior = torch.tensor(means, dtype=torch.float64)
+        pyro.sample("effects", dist.Normal(prior, 1.0).to_event(1))
+        pyro.factor("data", torch.tensor(-1e6, dtype=torch.float64))
+
+    posterior = fit(model, {}, NUTS(chains=2, draws=20, warmup=50), progress=False)
+    expected = [("effects",)] if means[0] == means[1] else []
+    assert same_density(posterior, ["effects"], 2) == expected

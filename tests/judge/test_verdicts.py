@@ -8,10 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from made import Array, guide, normal, posterior
 
 from ppl_gen.core import Posterior
 from ppl_gen.judge import Assessment, Grade, Thresholds, Verdict, assess
+from ppl_gen.judge.errors import Errors, limits
+from ppl_gen.judge.evidence import Evidence
+from ppl_gen.judge.weights import weights_of
 
 
 def judged(approximation: Posterior, reference: Posterior, **options: object) -> Assessment:
@@ -184,3 +188,31 @@ def test_what_may_be_chance_is_mended_by_weights_all_the_same() -> None:
     assert found.verdict is Verdict.AFTER_REWEIGHTING, found.sentence
     assert "which reweighting mends, if it is not chance's" in found.sentence
     assert found.action == "svi = svi.reweight()"
+
+
+@pytest.mark.parametrize(("error", "grade"), [(0.24, Grade.GREEN), (0.27, Grade.AMBER)])
+def test_weighted_draws_that_are_red_as_they_are_mend_nothing(error: float, grade: Grade) -> None:
+    """An sd that is 27 % off with a floor of 26 %: what is left of it is green, and says little."""
+    x = 1.2 * normal(50, scalars=1)
+    stats = {"lp": -0.5 * x**2, "log_q": -0.5 * (x / 1.2) ** 2 - math.log(1.2)}
+    weighed = guide(
+        x, sample_stats={n: torch.from_numpy(v.reshape(1, -1)) for n, v in stats.items()}
+    )
+    errors, floors = np.zeros((5, 1)), np.full((5, 1), 0.05)
+    errors[1], floors[1] = error, 0.26
+    net = np.where(errors > 0, 0.05, 0.0)
+    found = Errors(
+        errors,
+        floors,
+        net,
+        np.zeros((5, 1), dtype=np.int8),
+        np.ones(1),
+        np.zeros(1, dtype=bool),
+        limits(Thresholds()),
+    )
+    weights = weights_of(weighed, 0, alone=False)
+    assert weights.can_mend
+    evidence = Evidence(
+        "svi", weighed, ["x[0]"], Thresholds(), weights=weights, weighted_errors=found
+    )
+    assert evidence.mended() is grade

@@ -15,7 +15,7 @@ from ppl_gen.data import cut
 from ppl_gen.distributions import Elements, mu_law_decode
 from ppl_gen.inference import SVI
 from ppl_gen.models import AutoregressiveAudio
-from ppl_gen.models.networks import MADE, WaveNet
+from ppl_gen.models.networks import MADE, OrderAgnosticMADE, WaveNet
 
 FOUR = Elements("categorical", 4)
 
@@ -171,5 +171,10 @@ def test_what_cannot_be_taken_is_refused() -> None:
         AutoregressiveAudio(MADE((4,), (8,))).sample(2, seconds=0.01)
     with pytest.raises(ValueError, match="seconds"):
         pair.sample(y, seconds=-1.0)
+    ordered = AutoregressiveAudio(OrderAgnosticMADE((24,), (8,), FOUR)).eval()
+    assert bool(ordered.log_prob(x).isfinite().all())
+    for some in (ordered, ordered.train()):
+        with pytest.raises(ValueError, match="mask: expected none, since a OrderAgnosticMADE"):
+            some.distribution(None, torch.ones(5, 24, dtype=torch.bool))
     with pytest.raises(ValueError, match="from -1 to 1, got 3"):
         pair.encode(torch.tensor([3.0]))

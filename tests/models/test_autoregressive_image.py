@@ -251,6 +251,30 @@ def test_a_network_of_the_users_is_passed_in(tmp_path: Path) -> None:
     assert torch.equal(params(loaded)[0], params(posterior.pair)[0])
 
 
+def test_a_loaded_network_is_evaluated_as_a_fitted_one_is(tmp_path: Path) -> None:
+    ours, users = made(), AutoregressiveImage(Dropping())
+    for pair, given in ((ours, None), (users, users)):
+        assert pair.training
+        posterior = pg.fit(pair, {"x": images()}, SVI(guide="pair", steps=2), progress=False)
+        path = posterior.save(tmp_path / type(pair.network).__name__)
+        for found in (posterior.pair, pg.load(path, given).pair):
+            assert found is not None
+            assert not any(part.training for part in found.modules())
+
+
+def test_arguments_of_another_version_are_told(tmp_path: Path) -> None:
+    posterior = pg.fit(made(), {"x": images()}, SVI(guide="pair", steps=2), progress=False)
+    path = posterior.save(tmp_path / "run")
+    manifest = json.loads((path / "posterior.json").read_text())
+    network = manifest["pair"]["config"]["network"]
+    for name, value in (("renamed", 3), ("hidden_sizes", [0])):
+        network["config"][name] = value
+        (path / "posterior.json").write_text(json.dumps(manifest))
+        with pytest.raises(LoadError, match=rf"a MADE cannot be made as it was saved: .*{name}"):
+            pg.load(path)
+        network["config"].pop("renamed", None)
+
+
 def test_a_folder_names_no_class_but_ours(tmp_path: Path) -> None:
     described = describe(made(), PAIRS)
     for name in ("os", "nn.Linear", "mlp", "Path"):
@@ -332,6 +356,7 @@ def test_check_finds_nothing() -> None:
         (made(elements=GRAYS), torch.full((5, 3, 3), -1), "from 0 to 3, got values from -1 to -1"),
         (made(elements=GRAYS), torch.full((5, 3, 3), 0.5), r"got 0\.5, between.*\(x \* 3\)"),
         (made(elements=GRAYS), torch.full((5, 3, 3), 1.5), r"got 1\.5, between two of them"),
+        (made(elements=GRAYS), torch.full((5, 3, 3), 3.5), r"to 3\.5\. Round and shift them"),
     ],
 )
 def test_bad_images(pair: AutoregressiveImage, x: torch.Tensor, message: str) -> None:
@@ -339,6 +364,13 @@ def test_bad_images(pair: AutoregressiveImage, x: torch.Tensor, message: str) ->
         pg.fit(pair, {"x": x}, SVI(guide="pair", steps=1), progress=False)
     with pytest.raises(SiteError):
         pair.log_prob(x)
+
+
+def test_what_is_not_finite_is_not_scored() -> None:
+    for pair in (made(), made(elements=GRAYS)):
+        for value in (math.inf, math.nan):
+            with pytest.raises(SiteError, match=f"got values from {value} to {value}"):
+                pair.log_prob(torch.full((5, 3, 3), value))
 
 
 @pytest.mark.parametrize(
@@ -377,3 +409,6 @@ def test_bad_arguments() -> None:
         made().sample(LABELS)
     with pytest.raises(ValueError, match="rows"):
         made().sample(0)
+    for wrong in (2.5, None, True):
+        with pytest.raises(TypeError, match="rows"):
+            made().sample(wrong)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from ppl_gen.core import LogDensity, SiteError
 from ppl_gen.distributions import AutoregressiveNetwork, Elements
 from ppl_gen.inference import NUTS, SVI
 from ppl_gen.models import AutoregressiveImage, BayesianLastLayer
-from ppl_gen.models.networks import MADE
+from ppl_gen.models.networks import MADE, OrderAgnosticMADE, PixelCNNPlusPlus
 
 SHAPE = (3, 3)
 
@@ -173,9 +173,29 @@ def test_gray_images_are_drawn_once() -> None:
     assert torch.equal(drawn["numbers"], expected)
 
 
+def test_dropout_ends_with_the_fit(data: dict[str, torch.Tensor]) -> None:
+    network = PixelCNNPlusPlus(SHAPE, 4, 1, 1, elements=Elements())
+    pair = BayesianLastLayer(AutoregressiveImage(network))
+    assert pair.training
+    method = SVI(guide="mean_field", steps=5, draws=5)
+    found = pg.fit(pair, data, method, progress=False).pair
+    assert isinstance(found, BayesianLastLayer)
+    adjusted = found.distribution(torch.zeros(()), torch.zeros(1))
+    assert torch.equal(adjusted.log_prob(data["x"]), adjusted.log_prob(data["x"]))
+
+
+def test_it_moves_to_a_device_as_a_whole() -> None:
+    pair = BayesianLastLayer(trained()).to("meta")
+    told = torch.zeros(2, device="meta")
+    adjusted = pair.distribution(told, told.unsqueeze(-1))
+    assert {value.device.type for value in adjusted.network.buffers()} == {"meta"}
+
+
 def test_bad_arguments() -> None:
     with pytest.raises(TypeError, match="expected a trained pair such as AutoregressiveImage"):
         BayesianLastLayer(trained().network)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="one order, got a OrderAgnosticMADE"):
+        BayesianLastLayer(AutoregressiveImage(OrderAgnosticMADE(SHAPE, (8,))))
     with pytest.raises(ValueError, match="gain_scale"):
         BayesianLastLayer(trained(), gain_scale=0.0)
     with pytest.raises(SiteError, match=r"shape \(n, 3, 3\)"):

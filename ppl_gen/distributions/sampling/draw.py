@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 
 from ppl_gen.core.compiler.build import NoCompiler
 from ppl_gen.core.scope import evaluating
+from ppl_gen.distributions.elements import check_numbers
 from ppl_gen.distributions.sampling.jacobi import draw_by_iteration
 from ppl_gen.distributions.sampling.native import NativeSampler
 from ppl_gen.distributions.sampling.operators import CannotPlan
@@ -26,6 +28,8 @@ Progress: TypeAlias = Callable[[int, int], object]
 
 # Of fewer elements the network itself is run: that is done before a plan is made.
 _FEW = 64
+# Of a smaller one single precision has no inverse.
+_LEAST_TEMPERATURE = 1e-30
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,11 @@ class Options:
 
     def __post_init__(self) -> None:
         """Refuse options out of range."""
-        if not self.temperature > 0:
-            msg = f"temperature: expected a positive number, got {self.temperature}."
+        if not self.temperature >= _LEAST_TEMPERATURE:
+            msg = (
+                f"temperature: expected a positive number, of at least {_LEAST_TEMPERATURE:g}, "
+                f"got {self.temperature}."
+            )
             raise ValueError(msg)
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p: expected a number above 0 and up to 1, got {self.top_p}.")
@@ -89,7 +96,7 @@ def draw(
     drawn[:, order] = torch.from_numpy(
         sampler.sample(
             uniforms[:, order].numpy(),
-            None if context is None else context.detach(),
+            None if context is None else context.detach().to(uniforms),
             known,
             temperature=options.temperature,
             top_p=options.top_p,
@@ -97,6 +104,7 @@ def draw(
             progress=options.progress,
         )
     )
+    check_numbers(drawn)
     return drawn
 
 
@@ -120,39 +128,57 @@ def running_total(progress: Progress | None, total: int) -> Progress | None:
     return tell
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class _Known:
-    """A sampler and the weights that it was made with."""
+    """A sampler, the tensors that its network had, and what was in them."""
 
     sampler: NativeSampler | None
-    tensors: tuple[tuple[int, torch.dtype], ...]
-    versions: tuple[int, ...]
+    tensors: tuple[torch.Tensor, ...]
+    values: tuple[torch.Tensor, ...]
 
 
 _samplers: WeakKeyDictionary[AutoregressiveNetwork, _Known] = WeakKeyDictionary()
+_lock = threading.Lock()
 
 
 def _sampler(network: AutoregressiveNetwork) -> NativeSampler | None:
     """Return the compiled sampler of a network at its present weights; None where there is none."""
-    tensors = [*network.parameters(), *network.buffers()]
-    identities = tuple((id(tensor), tensor.dtype) for tensor in tensors)
-    versions = tuple(tensor._version for tensor in tensors)
-    known = _samplers.get(network)
-    if known is not None and known.tensors == identities:
-        if known.versions != versions and known.sampler is not None:
-            known.sampler.refresh()
-            known.versions = versions
-        return known.sampler
-    sampler = None
-    try:
-        with evaluating(network):
-            sampler = NativeSampler(network)
-    except (CannotPlan, NoCompiler) as reason:
-        warnings.warn(
-            f"{type(network).__name__} is run as a whole until its draws do not change any more, "
-            f"which is slow: {reason}.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    _samplers[network] = _Known(sampler, identities, versions)
+    tensors = (*network.parameters(), *network.buffers())
+    with _lock:
+        known = _samplers.get(network)
+        there = known is not None and _are_those(tensors, known)
+        if known is not None and there and (known.sampler is None or _hold(tensors, known.values)):
+            return known.sampler
+        for tensor in tensors:  # a NaN times a mask's zero is not zero
+            check_numbers(tensor)
+        sampler = None
+        try:
+            # What is recorded is the network as it is, whatever is set around a draw.
+            with evaluating(network), torch.autocast("cpu", enabled=False):
+                if known is not None and there and known.sampler is not None:
+                    sampler = known.sampler.refreshed()
+                else:
+                    sampler = NativeSampler(network)
+        except (CannotPlan, NoCompiler) as reason:
+            warnings.warn(
+                f"{type(network).__name__} is run as a whole until its draws do not change any "
+                f"more, which is slow: {reason}.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        values = tuple(tensor.detach().clone() for tensor in tensors)
+        _samplers[network] = _Known(sampler, tensors, values)
     return sampler
+
+
+def _are_those(tensors: tuple[torch.Tensor, ...], known: _Known) -> bool:
+    """Return whether a network still has the tensors that its sampler was made of."""
+    return len(tensors) == len(known.tensors) and all(
+        tensor is before and (tensor.dtype, tensor.shape) == (value.dtype, value.shape)
+        for tensor, before, value in zip(tensors, known.tensors, known.values, strict=True)
+    )
+
+
+def _hold(tensors: tuple[torch.Tensor, ...], values: tuple[torch.Tensor, ...]) -> bool:
+    """Return whether tensors hold some values: what is written to `.data` leaves no other trace."""
+    return all(map(torch.equal, tensors, values))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_by_iteration"]
 
-# Numbers that are drawn from at a time, of all elements of some rows: 64 MiB in float32.
+# Probabilities that are drawn by at a time, of all elements of some rows: 64 MiB in float32.
 _CHUNK = 2**24
 _TELL_SECONDS = 0.25
 
@@ -47,7 +47,11 @@ def draw_by_iteration(
     drawn = torch.zeros_like(uniforms)
     if given is not None:
         drawn = torch.where(given.isnan(), drawn, given)
-    width = uniforms.shape[1] * max(network.elements.num_outputs, network.elements.highest + 1)
+    elements = network.elements
+    width = elements.highest + 1
+    if elements.likelihood == "logistic_mixture":  # whose components each have all values
+        width *= elements.components
+    width *= uniforms.shape[1]
     passes = 0
     told = time.monotonic()
     with evaluating(network):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import itertools
 import threading
@@ -82,17 +83,18 @@ class NativeSampler:
         self._plan = make_plan(self.recorded)
         return make_schedule(self.recorded, self._plan)
 
-    def refresh(self) -> None:
-        """Take the weights of the network as they are now."""
-        self._packed.clear()
-        self.recorded = Recorded(self.recorded.graph, self.recorded.about)
-        before = self._plan
-        if before is not None:
-            plan = make_plan(self.recorded)
-            if np.array_equal(plan.times, before.times):
-                self.program = self.program.filled(self.recorded, plan)
-                return
-        self.program = self._made()
+    def refreshed(self) -> NativeSampler:
+        """Return one of the weights of the network as they are now."""
+        new = copy.copy(self)
+        new._packed = {}
+        new.recorded = Recorded(self.recorded.graph, self.recorded.about)
+        if self._plan is not None:
+            plan = make_plan(new.recorded)
+            if plan.differs_in_weights_alone(self._plan):
+                new.program = self.program.filled(new.recorded, plan)
+                return new
+        new.program = new._made()
+        return new
 
     def sample(
         self,

@@ -129,6 +129,26 @@ class Plan:
     elements: Slots = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     numbers: Slots = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
 
+    def differs_in_weights_alone(self, other: Plan) -> bool:
+        """Return whether a plan of the same operators has other weights at the most.
+
+        Those that have become zero, or are zero no longer, make another plan.
+
+        Args:
+            other: The other plan.
+        """
+        if len(self.operators) != len(other.operators):
+            return False
+        for one, two in zip(self.operators, other.operators, strict=True):
+            if isinstance(one, Affine) != isinstance(two, Affine):
+                return False
+            # What else there is follows from these and from the network.
+            if isinstance(one, Affine) and isinstance(two, Affine):
+                alike = np.array_equal(one.inputs, two.inputs)
+                if not (alike and np.array_equal(one.outputs, two.outputs)):
+                    return False
+        return np.array_equal(self.times, other.times)
+
 
 def make_plan(recorded: Recorded) -> Plan:
     """Return the plan of a network.

@@ -61,6 +61,9 @@ class Recorded:
                 continue
             kinds = [self.kinds[each] for each in node.all_input_nodes]
             self.kinds[node] = max(kinds, default=CONSTANT)
+            schema = getattr(node.target, "_schema", None)
+            if schema is not None and schema.is_mutable and kinds[0] < self.kinds[node]:
+                raise CannotPlan(f"the operator {node.target}, which writes into a constant")
             if self.kinds[node] == CONSTANT and node.op != "output":
                 self.constants[node] = self._evaluated(node, self.constants)
 

@@ -225,7 +225,7 @@ static const real* gathered(const Operands& from, const integer* code, integer c
 #define EACH for (integer i = 0; i < size; i++)
 static void apply(integer function, integer size, const real* a, const real* b, real* out) {
     switch (function) {
-        case RELU: EACH out[i] = a[i] > 0 ? a[i] : 0; break;
+        case RELU: EACH out[i] = a[i] < 0 ? 0 : a[i]; break;  // NaN stays
         case TANH: EACH out[i] = tanh_of(a[i]); break;
         case SIGMOID: EACH out[i] = sigmoid(a[i]); break;
         case EXP: EACH out[i] = exp_of(a[i]); break;
@@ -256,11 +256,15 @@ static integer pointwise(const integer* code, const Operands& from, real* memory
     return HEAD_HERE + PER_OPERAND * operands;
 }
 
-// ---- Drawing an element by a uniform number
+// ---- Drawing an element by a uniform number: NaN where there are no probabilities
+
+// An exponential that is zero where exp_of has its least: what cannot be is not drawn.
+static inline real weight_of(real x) { return x < (sizeof(real) == 8 ? -708 : -87) ? 0 : exp_of(x); }
 
 static real drawn_category(const real* probability, integer categories, real uniform) {
     double total = 0;
     for (integer k = 0; k < categories; k++) total += probability[k];
+    if (total != total) return real(total);
     const double level = uniform * total;
     double cumulative = 0;
     for (integer k = 0; k < categories; k++) {
@@ -273,7 +277,7 @@ static real drawn_category(const real* probability, integer categories, real uni
 static void softmax(const real* x, integer count, real temperature, real* probability) {
     real largest = x[0];
     for (integer k = 1; k < count; k++) largest = x[k] > largest ? x[k] : largest;
-    for (integer k = 0; k < count; k++) probability[k] = exp_of((x[k] - largest) / temperature);
+    for (integer k = 0; k < count; k++) probability[k] = weight_of((x[k] - largest) / temperature);
 }
 
 // Draws categories for all lanes at once: numbers (category, lane) become their probabilities.
@@ -289,11 +293,11 @@ static void draw_categories(const real* numbers, integer categories, real temper
     for (integer k = 0; k < categories; k++) {
         const real* x = numbers + k * LANES;
         real* p = probability + k * LANES;
-        EACH_LANE p[l] = exp_of((x[l] - largest[l]) / temperature);
+        EACH_LANE p[l] = weight_of((x[l] - largest[l]) / temperature);
         EACH_LANE total[l] += p[l];
     }
     EACH_LANE level[l] = uniforms[l] * total[l];
-    EACH_LANE drawn[l] = 0;
+    EACH_LANE drawn[l] = total[l] == total[l] ? 0 : real(total[l]);
     for (integer k = 0; k < categories - 1; k++) {
         const real* p = probability + k * LANES;
         EACH_LANE cumulative[l] += p[l];
@@ -364,7 +368,14 @@ static void draw(const integer* code, const Call& call, const Operands& from, in
     real* values = call.drawn + element * LANES;
     real* room = call.room + count * LANES;
     if (call.likelihood == BERNOULLI) {
-        EACH_LANE values[l] = uniforms[l] >= 1 - sigmoid(all[l] / temperature) ? 1 : 0;
+        const real share = real(call.top_p);
+        EACH_LANE {
+            real one = sigmoid(all[l] / temperature);
+            // The likelier value alone, where its share is enough.
+            if (share < 1 && one != real(0.5) && (one > 1 - one ? one : 1 - one) >= share)
+                one = one > real(0.5) ? 1 : 0;
+            values[l] = one != one ? one : uniforms[l] >= 1 - one ? 1 : 0;
+        }
     } else if (call.likelihood == CATEGORICAL && call.top_p == 1) {
         draw_categories(all, categories, temperature, uniforms, room, values);
     } else {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,11 +39,13 @@ class _Signals:
         slots: Which signals, of the tensor's shape, but 1 along the axis of time.
         axis: The axis of time.
         lag: What stands at place t is the signal at t - lag.
+        end: From this place on there is nothing but padding, though the signal may go on.
     """
 
     slots: torch.Tensor
     axis: int
     lag: int
+    end: int
 
 
 def make_stream(recorded: Recorded) -> Program:
@@ -67,10 +69,12 @@ class _Streamer:
         self.steps: list[Step] = []
         # By slot: how many steps after its time it is known.
         self.delays: list[int] = [1]
+        # Whether some are known before their time: their delay is taken for longer than it is.
+        self.some_are_early = False
 
     def program(self) -> Program:
         nodes = list(self.recorded.graph.graph.nodes)
-        self.signals[nodes[0]] = _Signals(torch.zeros(1, 1, dtype=torch.int64), 1, 0)
+        self.signals[nodes[0]] = _Signals(torch.zeros(1, 1, dtype=torch.int64), 1, 0, self.length)
         for node in nodes[1:]:
             if node.op == "call_function" and self.recorded.kinds[node] == ELEMENTS:
                 self.signals[node] = self._follow(node)
@@ -78,6 +82,9 @@ class _Streamer:
         last = self.signals[result]
         numbers = last.slots.reshape(-1).numpy()
         delay = max((self.delays[slot] for slot in numbers), default=0) - last.lag
+        self._check_read(last, 0)
+        if delay > 0 and self.some_are_early:
+            raise CannotPlan("a sequence that is shifted one way and back again")
         if delay > 0:
             name = self.recorded.about.name
             msg = (
@@ -101,10 +108,10 @@ class _Streamer:
             check_plain(node, 2)
             return self._pointwise("sub", args[1::-1], node)
         if target is aten.convolution.default:
-            return self._convolution(*args)
+            return self._convolution(node, *args)
         if target in (aten.addmm.default, aten.mm.default):
             bias, left, right = args if target is aten.addmm.default else (None, *args)
-            return self._product(left, right, bias)
+            return self._product(node, left, right, bias)
         source = args[0]
         if target is aten.cat.default:
             return self._cat(*args)
@@ -112,7 +119,7 @@ class _Streamer:
             return self.signals[source][args[1]]
         found = self._signals_of(source)
         if target is aten.constant_pad_nd.default:
-            return self._padded(found, *args[1:])
+            return self._padded(found, node, *args[1:])
         if target is aten.slice.Tensor:
             return self._sliced(found, node, *args[1:])
         return self._moved(found, node)
@@ -137,7 +144,18 @@ class _Streamer:
     def _delay(self, read: Read) -> int:
         """Return how many steps after its time an operator can be run that reads signals."""
         delays = np.array([self.delays[slot] for slot in read.slots])
-        return int((delays - read.lags).max(initial=0))
+        return int((delays - read.lags).max())
+
+    def _check_read(self, signals: _Signals, delay: int, ahead: int = 0) -> None:
+        """Refuse to read signals after their end.
+
+        Args:
+            signals: What is read.
+            delay: Of what is made of it.
+            ahead: How many places after its own that is made of.
+        """
+        if self.length - 1 - delay + ahead >= signals.end:
+            raise CannotPlan("a part of a sequence, beside all of it")
 
     def _add(
         self,
@@ -145,7 +163,9 @@ class _Streamer:
         operands: Sequence[Read | tuple[fx.Node | float, Slots]],
         count: int,
     ) -> torch.Tensor:
-        delay = max([0, *(self._delay(x) for x in operands if isinstance(x, Read))])
+        earliest = max(self._delay(x) for x in operands if isinstance(x, Read))
+        self.some_are_early |= earliest < 0
+        delay = max(0, earliest)
         slots = self._new(count, delay)
         self.steps.append(Step(function, tuple(operands), int(slots[0]), count, delay))
         return slots
@@ -154,7 +174,7 @@ class _Streamer:
         shape = list(node.meta["val"].shape)
         found = [self.signals[x] for x in args if isinstance(x, fx.Node) and x in self.signals]
         axis = found[0].axis - found[0].slots.ndim + len(shape)
-        shape[axis] = 1
+        length, shape[axis] = shape[axis], 1
         operands: list[Read | tuple[fx.Node | float, Slots]] = []
         for each in args:
             if isinstance(each, fx.Node) and each in self.signals:
@@ -175,7 +195,10 @@ class _Streamer:
                 operands.append((each, by_time if times != 1 else by_time[0]))
             else:
                 operands.append((float(each), np.zeros(math.prod(shape), dtype=np.int64)))
-        return _Signals(self._add(function, operands, math.prod(shape)).reshape(shape), axis, 0)
+        made = self._add(function, operands, math.prod(shape))
+        for each in found:
+            self._check_read(each, self.delays[int(made[0])])
+        return _Signals(made.reshape(shape), axis, 0, length)
 
     def _affine(self, weight: torch.Tensor, bias: torch.Tensor | None, read: Read) -> torch.Tensor:
         numbers = weight.numpy()
@@ -184,6 +207,7 @@ class _Streamer:
 
     def _convolution(
         self,
+        node: fx.Node,
         source: Any,
         kernel: Any,
         bias: Any,
@@ -205,40 +229,46 @@ class _Streamer:
         read = Read(np.tile(slots, taps), np.repeat(lags, len(slots)))
         flat = weight.permute(2, 1, 0).reshape(-1, weight.shape[0])
         made = self._affine(flat, None if bias is None else self._constant(bias), read)
-        return _Signals(made.reshape(1, -1, 1), 2, 0)
+        self._check_read(signals, self.delays[int(made[0])], (taps - 1) * dilation[0] - padding[0])
+        return _Signals(made.reshape(1, -1, 1), 2, 0, node.meta["val"].shape[2])
 
-    def _product(self, left: Any, right: Any, bias: Any) -> _Signals:
+    def _product(self, node: fx.Node, left: Any, right: Any, bias: Any) -> _Signals:
         signals, weight = self._signals_of(left), self._constant(right)
         if signals.axis != 0:
             raise CannotPlan("a product over time")
         slots = signals.slots.reshape(-1).numpy()
         read = Read(slots, np.full(len(slots), signals.lag))
         added = None if bias is None else self._constant(bias).expand(weight.shape[1])
-        return _Signals(self._affine(weight, added, read).reshape(1, -1), 0, 0)
+        made = self._affine(weight, added, read)
+        self._check_read(signals, self.delays[int(made[0])])
+        return _Signals(made.reshape(1, -1), 0, 0, node.meta["val"].shape[0])
 
     # ---- what moves signals
 
-    def _padded(self, signals: _Signals, pad: Sequence[int], value: float = 0.0) -> _Signals:
+    def _padded(
+        self, signals: _Signals, node: fx.Node, pad: Sequence[int], value: float = 0.0
+    ) -> _Signals:
         place = signals.slots.ndim - 1 - signals.axis
         others = [size for i, size in enumerate(pad) if i // 2 != place]
         if value != 0 or any(others):
             raise CannotPlan("padding with numbers other than 0, or of another axis than time")
         before = pad[2 * place] if 2 * place < len(pad) else 0
-        return _Signals(signals.slots, signals.axis, signals.lag + before)
+        end = min(signals.end + before, node.meta["val"].shape[signals.axis])
+        return _Signals(signals.slots, signals.axis, signals.lag + before, end)
 
     def _sliced(
         self, signals: _Signals, node: fx.Node, axis: int = 0, start: Any = 0, *rest: Any
     ) -> _Signals:
         if axis % signals.slots.ndim != signals.axis:
-            return _Signals(
-                aten.slice.Tensor(signals.slots, axis, start, *rest), signals.axis, signals.lag
-            )
+            part = aten.slice.Tensor(signals.slots, axis, start, *rest)
+            return replace(signals, slots=part)
         if len(rest) > 1 and rest[1] != 1:
             raise CannotPlan("a slice of time in steps")
         source: Any = node.args[0]
         start = start or 0
-        start += source.meta["val"].shape[axis] if start < 0 else 0
-        return _Signals(signals.slots, signals.axis, signals.lag - start)
+        start = max(0, start + source.meta["val"].shape[axis]) if start < 0 else start
+        end = min(signals.end - start, node.meta["val"].shape[axis])
+        return _Signals(signals.slots, signals.axis, signals.lag - start, end)
 
     def _cat(self, parts: Sequence[Any], axis: int = 0) -> _Signals:
         found = [self._signals_of(each) for each in parts]
@@ -246,7 +276,8 @@ class _Streamer:
         alike = all((x.axis, x.lag) == (first.axis, first.lag) for x in found)
         if not alike or axis % first.slots.ndim == first.axis:
             raise CannotPlan("cat of sequences along time, or of such that are shifted")
-        return _Signals(torch.cat([x.slots for x in found], axis), first.axis, first.lag)
+        slots = torch.cat([x.slots for x in found], axis)
+        return replace(first, slots=slots, end=min(x.end for x in found))
 
     def _moved(self, signals: _Signals, node: fx.Node) -> Any:
         """Follow an operator that moves numbers, by what it does to the places of time."""
@@ -264,20 +295,20 @@ class _Streamer:
         except (RuntimeError, TypeError, NotImplementedError) as error:
             raise CannotPlan(f"the operator {target}") from error
         if isinstance(moved, torch.Tensor):
-            return _with_time(moved, times, signals.lag, whole[signals.axis], target)
+            return _with_time(moved, times, signals, whole[signals.axis], target)
         return [
-            _with_time(m, t, signals.lag, whole[signals.axis], target)
+            _with_time(m, t, signals, whole[signals.axis], target)
             for m, t in zip(moved, times, strict=True)
         ]
 
 
 def _with_time(
-    moved: torch.Tensor, times: torch.Tensor, lag: int, length: int, target: Any
+    moved: torch.Tensor, times: torch.Tensor, signals: _Signals, length: int, target: Any
 ) -> _Signals:
     """Return moved signals, where one axis is still that of time."""
     for axis, size in enumerate(times.shape):
         if size == length and _only_along(times, axis):
-            return _Signals(moved.narrow(axis, 0, 1), axis, lag)
+            return _Signals(moved.narrow(axis, 0, 1), axis, signals.lag, signals.end)
     raise CannotPlan(f"the operator {target}, which mixes times")
 
 

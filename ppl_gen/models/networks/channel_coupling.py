@@ -6,11 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from ppl_gen.distributions import Elements
+from ppl_gen.distributions.elements import LEAST_LOG_SCALE
 
 __all__ = ["coupled_numbers", "num_coupled"]
-
-# As `Elements` bounds them.
-_LEAST_LOG_SCALE = -7.0
 
 
 def num_coupled(elements: Elements, channels: int) -> int:
@@ -67,7 +65,7 @@ def coupled_numbers(features: torch.Tensor, x: torch.Tensor, elements: Elements)
         return torch.stack(planes, dim=1).movedim(2, -1)
     parts = features.unflatten(1, (-1, elements.components))
     logits, log_scales = parts[:, 0], parts[:, 1 : channels + 1]
-    least = torch.full((), _LEAST_LOG_SCALE, dtype=x.dtype, device=x.device)
+    least = torch.full((), LEAST_LOG_SCALE, dtype=x.dtype, device=x.device)
     log_scales = torch.maximum(log_scales, least)
     locs = parts[:, channels + 1 : 2 * channels + 1]
     planes = []

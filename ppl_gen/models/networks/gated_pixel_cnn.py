@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ppl_gen.core.errors import check_count
 from ppl_gen.distributions import AutoregressiveNetwork, Elements
 from ppl_gen.models.networks.masked_convolution import (
     MaskedConv2d,
@@ -147,6 +148,7 @@ class GatedPixelCNN(AutoregressiveNetwork):
         elif context_maps is not None:
             context_shape = (context_maps, *image_shape[-2:])
         super().__init__(image_shape, elements, context_shape, reading_order(image_shape))
+        check_count("layers", layers)
         check_features(features, channels)
         check_kernel_size(kernel_size)
         self.image_shape = self.event_shape

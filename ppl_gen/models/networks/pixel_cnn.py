@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ppl_gen.core.errors import check_count
 from ppl_gen.distributions import AutoregressiveNetwork, Elements
 from ppl_gen.models.networks.masked_convolution import MaskedConv2d, reading_order
 
@@ -79,6 +80,9 @@ class PixelCNN(AutoregressiveNetwork):
         context_size: Size of the context, a vector that is added to the first layer everywhere;
             None for none.
 
+    Raises:
+        ValueError: If the image has another number of axes, or a number does not fit.
+
     References:
         Pixel Recurrent Neural Networks. van den Oord, Kalchbrenner and Kavukcuoglu, 2016.
         arXiv:1601.06759.
@@ -99,6 +103,8 @@ class PixelCNN(AutoregressiveNetwork):
         channels = image_channels(image_shape)
         context_shape = None if context_size is None else (context_size,)
         super().__init__(image_shape, elements, context_shape, reading_order(image_shape))
+        check_count("features", features)
+        check_count("layers", layers)
         if features % (2 * channels):
             msg = (
                 f"features: expected a multiple of {2 * channels}, half of which are shared out "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import signal
 import threading
@@ -15,8 +16,9 @@ from torch import nn
 from ppl_gen.core.compiler.build import NoCompiler
 from ppl_gen.distributions import AutoregressiveNetwork, Elements
 from ppl_gen.distributions.sampling import draw as drawing
-from ppl_gen.distributions.sampling.draw import running_total
-from ppl_gen.models.networks import MADE, PixelCNNPlusPlus, WaveNet
+from ppl_gen.distributions.sampling.draw import Options, running_total
+from ppl_gen.distributions.sampling.reference import draw_naively
+from ppl_gen.models.networks import MADE, NADE, PixelCNNPlusPlus, WaveNet
 
 
 class Sorting(MADE):
@@ -84,6 +86,116 @@ def test_weights_that_change_are_followed() -> None:
         assert wave.last.bias is not None
         wave.last.bias.fill_(100.0)
     assert wave().sample((4,)).min() == 1
+
+
+def differences(network: AutoregressiveNetwork, rows: int = 5) -> int:
+    """Return how many rows are other ones than those of the network run for each element."""
+    torch.manual_seed(0)
+    uniforms = torch.rand(rows, len(network.order), dtype=torch.double)
+    context = None
+    if network.context_shape is not None:
+        context = torch.randn(rows, *network.context_shape, dtype=torch.double)
+    about = uniforms, context, None, Options()
+    return int((draw_naively(network, *about) != drawing.draw(network, *about)).any(1).sum())
+
+
+def test_weights_that_change_without_a_trace_are_followed() -> None:
+    torch.manual_seed(0)
+    network, other = (MADE((8, 8), (16,)).double() for _ in range(2))
+    assert not differences(network)
+    before = seeded_draws(network)
+    for parameter, source in zip(network.parameters(), other.parameters(), strict=True):
+        parameter.data.copy_(5 * source.data)  # no version is counted up
+    assert not differences(network)
+    assert not torch.equal(seeded_draws(network), before)
+    vector = nn.utils.parameters_to_vector(other.parameters()).detach()
+    nn.utils.vector_to_parameters(-5 * vector, network.parameters())
+    assert not differences(network)
+
+
+def test_a_weight_that_becomes_zero_makes_another_plan() -> None:
+    torch.manual_seed(0)
+    network = NADE((8, 8), 20, Elements("categorical", 4)).double()
+    assert not differences(network)
+    with torch.no_grad():  # numbers are known at the same times as before
+        network.out_weight[20, 1, 3] = 0.0
+        network.out_weight[50, 2, 7] = 0.0
+    assert not differences(network)
+
+
+class Started(WaveNet):
+    """A sequence with a learned start, which is zero at first."""
+
+    def __init__(self) -> None:
+        super().__init__(100, 4, 4, 2, 2, Elements())
+        self.start = nn.Parameter(torch.zeros(1, 1, 1))
+
+    def numbers(self, x: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
+        numbers = super().numbers(x, context)
+        start = self.start.expand(len(x), -1, -1)
+        return numbers + torch.cat([start, numbers[:, :-1]], dim=1)
+
+
+def test_weights_that_are_followed_no_longer_are_named() -> None:
+    torch.manual_seed(0)
+    network = Started().double()
+    assert not differences(network)
+    with torch.no_grad():
+        network.start.fill_(3.0)
+    with pytest.warns(RuntimeWarning, match="cat with constants that are not zero"):
+        assert not differences(network)
+
+
+def test_what_is_set_around_a_draw_makes_no_difference() -> None:
+    torch.manual_seed(0)
+    network = MADE((8, 8), (16,))
+    expected = seeded_draws(network)
+    drawing._samplers.clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(seeded_draws(network), expected)
+    with torch.inference_mode():
+        made = MADE((8, 8), (16,))
+        made.load_state_dict(network.state_dict())
+        assert torch.equal(seeded_draws(made), expected)
+    assert torch.equal(seeded_draws(made), expected)
+
+
+def test_threads_may_draw_from_one_network() -> None:
+    torch.manual_seed(0)
+    network = MADE((8, 8), (16,)).double()
+    found: list[int] = []
+    uniforms = torch.rand(5, 64, dtype=torch.double)
+    naive = draw_naively(network, uniforms, None, None, Options())
+
+    def work() -> None:
+        drawn = drawing.draw(network, uniforms, None, None, Options())
+        found.append(int((drawn != naive).sum()))
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [0] * 6
+    assert network.training
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    "elements", [Elements(), Elements("categorical", 4), Elements("logistic_mixture", 4, 2)]
+)
+def test_numbers_that_are_not_finite_are_refused(elements: Elements, value: float) -> None:
+    # Compiled, of one row and of several, and by iteration.
+    for length, rows in ((100, 1), (100, 20), (10, 3)):
+        network = WaveNet(length, 8, 8, 2, 2, elements, context_size=2)
+        with torch.no_grad():
+            assert network.first.bias is not None
+            network.first.bias[0] = value
+        with pytest.raises(ValueError, match="NaN and infinity in its weights and in its context"):
+            network(torch.zeros(2)).sample((rows,))
+    network = WaveNet(100, 8, 8, 2, 2, elements, context_size=2)
+    with pytest.raises(ValueError, match="NaN and infinity"):
+        network(torch.full((2,), math.nan)).sample()
 
 
 def test_a_network_is_not_kept_by_its_sampler() -> None:

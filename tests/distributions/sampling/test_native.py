@@ -105,6 +105,70 @@ def test_constants_that_change_with_time_are_followed() -> None:
     assert not len(NativeSampler(network).program.starts)  # as a sequence
 
 
+class Shaped(AutoregressiveNetwork):
+    """A causal sequence whose hidden features go through some function."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__((40,), FOUR)
+        self.first, self.last = nn.Conv1d(1, 8, 3), nn.Conv1d(8, 4, 1)
+        self.function = function
+
+    def numbers(self, x: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
+        features = self.elements.features(x, self.first.weight).unsqueeze(1)
+        hidden = self.first(F.pad(features, (8, 0))).tanh()  # of those 6 to 8 places before
+        numbers: torch.Tensor = self.last(self.function(hidden)[..., :40])
+        return numbers.movedim(1, -1)
+
+
+PARTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "the first beside all": lambda h: h - 2 * h[..., :1],
+    "cut off and padded": lambda h: F.pad(h[..., :20], (0, 30)),
+    "cut off and padded by a layer": lambda h: F.conv1d(
+        h[..., :20], torch.ones(8, 8, 41).to(h), padding=40
+    ),
+    "shifted back": lambda h: h[..., 4:],
+    "from before the beginning": lambda h: h[..., -100:],
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_of_a_sequence_are_not_taken_for_all_of_it(name: str) -> None:
+    torch.manual_seed(0)
+    network = Shaped(PARTS[name]).double()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(3)
+    assert_equal(network)
+
+
+class Written(FVBN):
+    """A network that writes what follows from its context into a constant."""
+
+    def numbers(self, x: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
+        numbers = super().numbers(x)
+        assert context is not None
+        added = torch.zeros(numbers.shape, dtype=numbers.dtype)
+        added[:, 1:] = 5 * context
+        return numbers + added
+
+
+def test_what_is_written_into_a_constant_is_not_followed() -> None:
+    network = Written((3, 4), FOUR)
+    network.context_shape = torch.Size((4,))
+    with pytest.raises(CannotPlan, match=r"copy_.*, which writes into a constant"):
+        NativeSampler(network)
+
+
+def test_what_cannot_be_is_not_drawn() -> None:
+    network = MADE((8, 8), (8,), FOUR).double()
+    with torch.no_grad():
+        assert network.layers[-1].bias is not None
+        network.layers[-1].bias.reshape(64, 4)[:, :2] = -torch.inf
+    for rows in (1, 20):
+        drawn = NativeSampler(network).sample(torch.zeros(rows, 64, dtype=torch.double).numpy())
+        assert (drawn == 2).all()
+
+
 def test_features_that_are_repeated_are_kept_once() -> None:
     torch.manual_seed(0)
     network = WaveNet(97, 8, 8, 6, 3, FOUR, context_size=2, hop_length=10).double()
