@@ -93,9 +93,10 @@ def add_shared(parser: argparse.ArgumentParser, *names: str, out: str, **default
     """Add --out and some of the other shared options by name, with defaults of their own."""
     parser.add_argument("--out", default=Path(out), **SHARED["--out"])
     # What is there is either replaced or gone on with.
-    existing = parser.add_mutually_exclusive_group()
+    either = [name for name in names if name in ("--overwrite", "--resume")]
+    existing = parser.add_mutually_exclusive_group() if either else parser
     for name in names:
-        place = existing if name in ("--overwrite", "--resume") else parser
+        place = existing if name in either else parser
         place.add_argument(name, **SHARED[name])
     parser.set_defaults(**defaults)
 
