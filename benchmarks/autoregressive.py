@@ -10,7 +10,7 @@ Three parts, on two free cores about an hour together:
   take turns. All draws are checked by one run of the network: a tie is an element that it would
   have drawn otherwise. Also seconds of planning and compiling, and memory by length.
 - "training" (5 minutes): a step of `pg.fit`, beside the same network in a loop written by hand.
-- "truth" (three times `--seconds`, and a minute): MADE on binarized MNIST, a gated PixelCNN on
+- "truth" (four times `--seconds`, and a minute): MADE on binarized MNIST, a gated PixelCNN on
   images of 14 x 14 pixels beside MADE trained as long, and a WaveNet on spoken digits. MNIST is
   taken from `--data-dir`, or downloaded; without it the part is left out. Recordings are taken from
   `--audio-dir`; without them the WaveNet learns synthetic vowels, for which there is no goal.

@@ -1,4 +1,4 @@
-"""What the examples share: options, the folder of the results, images, and how a run ends.
+"""What the examples share: options, the folder of the results, numbers, curves, how a run ends.
 
     from common import add_shared, claim_folder, load_dataset, run_as_command, save
 
@@ -9,22 +9,29 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 import ppl_gen as pg
 from ppl_gen.core import LoadError, Method, NonFiniteLossError
-from ppl_gen.data import DatasetUnavailableError, ImageDataset, load_images
+from ppl_gen.core.progress import ProgressBar
+from ppl_gen.data import AudioDataset, DatasetUnavailableError, ImageDataset, load_images
+from ppl_gen.inference import EpochInfo
+from ppl_gen.models import VAE
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+Item = TypeVar("Item")
 
 
 # Command line
@@ -65,6 +72,20 @@ SHARED: dict[str, dict[str, Any]] = {
         "help": "folder with a local copy, as MNIST/raw; else it is downloaded",
     },
     "--train-images": {"type": positive, "help": "use only so many training images"},
+    "--latent-size": {"type": positive, "help": "latent variables of an image"},
+    "--hidden-sizes": {"type": positive, "nargs": "+", "help": "sizes of the hidden layers"},
+    "--batch-size": {"type": positive, "help": "images, or rows, in a step"},
+    "--learning-rate": {"type": float, "help": "first step size of Adam"},
+    "--temperature": {
+        "type": positive_real,
+        "default": 1.0,
+        "help": "of samples; below 1: likely values more often",
+    },
+    "--top-p": {
+        "type": share,
+        "default": 1.0,
+        "help": "of samples; share of the likeliest values that they are drawn from",
+    },
     "--chains": {"type": positive, "default": 4, "help": "chains of HMC and NUTS"},
     "--draws": {"type": positive, "help": "draws of each chain"},
     "--warmup": {"type": positive, "help": "warm-up of each chain"},
@@ -77,22 +98,33 @@ SHARED: dict[str, dict[str, Any]] = {
     },
     "--out": {"type": Path, "help": "folder for the results"},
     "--overwrite": {"action": "store_true", "help": "write into an existing folder"},
-    "--resume": {"action": "store_true", "help": "go on with the training in an existing folder"},
+    "--resume": {
+        "action": "store_true",
+        "help": "go on with the training in an existing folder; after its end, write the rest anew",
+    },
 }
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells the defaults of options, but not that nothing is given or switched on."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        nothing = action.default is None or action.default is False
+        return action.help if nothing else super()._get_help_string(action)
 
 
 def make_parser(doc: str | None) -> argparse.ArgumentParser:
     """Return a parser that describes a script by the first line of its docstring."""
     return argparse.ArgumentParser(
         description=(doc or "").split("\n", 1)[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
 
 
 def add_shared(parser: argparse.ArgumentParser, *names: str, out: str, **defaults: Any) -> None:
     """Add --out and some of the other shared options by name, with defaults of their own."""
     parser.add_argument("--out", default=Path(out), **SHARED["--out"])
-    # What is there is either replaced or gone on with.
+    # Results that are there are either replaced or gone on with.
     either = [name for name in names if name in ("--overwrite", "--resume")]
     existing = parser.add_mutually_exclusive_group() if either else parser
     for name in names:
@@ -107,6 +139,9 @@ def as_json(options: argparse.Namespace) -> dict[str, Any]:
 
 
 # A run, from its folder to its end
+
+
+RESUME = "interrupted: go on with it by the same options and --resume, in place of --overwrite"
 
 
 def run_as_command(
@@ -196,14 +231,75 @@ def mixed_precision(options: argparse.Namespace) -> torch.dtype | None:
     return torch.bfloat16 if options.mixed_precision and on_gpu else None
 
 
-def read_log(options: argparse.Namespace) -> list[dict[str, float]]:
-    """Return the rows of the epochs that a run has made before --resume; none without it."""
-    path = options.out / "metrics.json"
-    if not (options.resume and path.exists()):
-        return []
-    metrics = json.loads(path.read_text(encoding="utf-8"))
-    log: list[dict[str, float]] = metrics.get("epochs", [])
-    return log
+class EpochTable:
+    """Numbers of each epoch: kept in metrics.json, where --resume finds them, and printed.
+
+    Args:
+        options: Those of the run, --out and --epochs among them.
+        header: What is printed above the first row.
+        row: How the numbers of an epoch are printed; where there are many, of each twentieth part.
+    """
+
+    def __init__(self, options: argparse.Namespace, header: str, row: str) -> None:
+        self.options, self.header, self.row = options, f"\n{header}\n", row
+        self.epochs: list[dict[str, float]] = []
+        self.before: float | None = None  # seconds before --resume
+        path = options.out / "metrics.json"
+        if getattr(options, "resume", False) and path.exists():
+            self.epochs = json.loads(path.read_text(encoding="utf-8")).get("epochs", [])
+
+    def add(self, info: EpochInfo, **numbers: float) -> None:
+        """Add an epoch and its numbers, over what is there of it from before --resume."""
+        earlier = self.epochs[: info.epoch - 1]
+        if self.before is None:
+            self.before = earlier[-1]["seconds"] if earlier else 0.0
+        seconds = round(self.before + info.seconds, 2)
+        row = {"epoch": info.epoch, "step": info.step, **numbers, "seconds": seconds}
+        self.epochs = [*earlier, row]
+        write_metrics(self.options.out, {"epochs": self.epochs})
+        last = self.options.epochs
+        if info.epoch % math.ceil(last / 20) == 0 or info.epoch in (1, last):
+            print(self.header + self.row.format(**row), flush=True)
+            self.header = ""
+
+
+def facts_of(
+    posterior: pg.Posterior, dataset: ImageDataset | AudioDataset, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Return what was trained on what, for metrics.json."""
+    assert posterior.pair is not None
+    return {
+        "dataset": dataset.name,
+        "note": dataset.note,
+        "options": as_json(options),
+        "parameters": count_parameters(posterior.pair),
+        "seconds": round(posterior.provenance["seconds"], 2),
+        "interrupted": posterior.interrupted,
+    }
+
+
+def count_parameters(network: torch.nn.Module) -> int:
+    """Return how many numbers are learned."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def log_likelihoods(
+    pair: VAE, images: torch.Tensor, samples: int, seed: int, *, together: int
+) -> torch.Tensor:
+    """Return the log-likelihood of each image by importance sampling, so many images together."""
+    parts = [
+        pair.importance_log_likelihood(some, samples, seed=seed + i)
+        for i, some in enumerate(show_progress(images.split(together), "Importance sampling"))
+    ]
+    return torch.cat(parts)
+
+
+def show_progress(items: Sequence[Item], what: str) -> Iterator[Item]:
+    """Go through items with a progress bar on standard error, where they take over two seconds."""
+    with ProgressBar(what, len(items), enabled=True, unit="parts") as bar:
+        for item in items:
+            yield item
+            bar.advance()
 
 
 def fit_all(
@@ -239,23 +335,46 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.15)
 
 
-def draw_curves(log: Sequence[dict[str, float]], title: str, **curves: str) -> Figure:
-    """Draw numbers of each epoch, by the names of curves and of numbers."""
+def draw_curves(
+    epochs: Sequence[dict[str, float]],
+    title: str,
+    unit: str,
+    curves: dict[str, str],
+    level: tuple[str, float] | None = None,
+) -> Figure:
+    """Draw numbers of each epoch, by the labels of curves and the names of numbers.
+
+    Args:
+        epochs: The numbers of each epoch by name.
+        title: What they are.
+        unit: Their unit.
+        curves: Names of numbers by the labels of their curves, up to three.
+        level: A label and a number to compare them with.
+    """
     from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6, 3.9), layout="constrained")
+    axes = figure.add_subplot()
+    for (label, name), style in zip(curves.items(), ("o-", "o--", "o:"), strict=False):
+        points = [(numbers["epoch"], numbers[name]) for numbers in epochs]
+        axes.plot(*zip(*points, strict=True), style, markersize=3, label=label)
+    if level is not None:
+        axes.axhline(level[1], color="gray", linewidth=1, label=level[0])
+    axes.set_title(title)
+    axes.set_ylabel(unit)
+    style_epochs(axes)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
+    return figure
+
+
+def style_epochs(axes: Axes) -> None:
+    """Label the axis of epochs, at whole numbers, and leave out what is not needed."""
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    epochs = [numbers["epoch"] for numbers in log]
-    for (label, name), style in zip(curves.items(), ("o--", "o-", "o:"), strict=False):
-        axes.plot(epochs, [numbers[name] for numbers in log], style, markersize=3, label=label)
-    axes.set_title(title)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
-    return figure
 
 
 def print_contents(out: Path) -> None:

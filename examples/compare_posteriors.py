@@ -20,7 +20,7 @@ import torch
 from sklearn.datasets import load_diabetes
 
 import ppl_gen as pg
-from common import add_shared, claim_folder, fit_all, make_parser, run_as_command
+from common import add_shared, claim_folder, fit_all, make_parser, run_as_command, save
 from ppl_gen.core import Method
 from ppl_gen.inference import HMC, NUTS, SVI
 from ppl_gen.models import BayesianLinearRegression, EightSchools
@@ -86,7 +86,7 @@ def report(
     print(comparison)
     page = comparison.save(out / f"{name}.html")
     picture = out / f"{name}.png"
-    comparison.plot(parameters=parameters).savefig(picture, dpi=150)
+    save(comparison.plot(parameters=parameters), picture)
     print(f"Written: {page}, {picture}\n")
 
 

@@ -20,14 +20,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 import ppl_gen as pg
 from common import (
+    EpochTable,
     add_shared,
     claim_folder,
+    facts_of,
     load_dataset,
     make_parser,
     one_of_each,
@@ -52,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(options: argparse.Namespace) -> None:
     claim_folder(options.out, overwrite=options.overwrite)
     dataset = load_dataset(options)
-    epochs = options.epochs or (10 if dataset.name == "MNIST" else 200)
+    options.epochs = options.epochs or (10 if dataset.name == "MNIST" else 200)
     train = {"x": dataset.train_images, "y": dataset.train_labels}
     test = {"x": dataset.test_images, "y": dataset.test_labels}
     if options.train_images is not None:
@@ -67,36 +69,28 @@ def run(options: argparse.Namespace) -> None:
     )
     print(
         f"Conditional VAE, {options.latent_size} latents, on {dataset.name}: "
-        f"{len(train['x']):,} training and {len(test['x']):,} test images, {epochs} epochs."
+        f"{len(train['x']):,} training and {len(test['x']):,} test images, {options.epochs} epochs."
     )
 
-    # A row for each epoch, or twenty rows where there are many.
-    log: list[dict[str, float]] = []
-    every = -(-epochs // 20)
+    table = EpochTable(options, HEADER, ROW)
     scored = {name: value[: len(test["x"])] for name, value in train.items()}
 
     def after_epoch(info: EpochInfo) -> None:
-        if info.epoch % every and info.epoch != epochs:
-            return
         assert isinstance(info.pair, ConditionalVAE)
-        ours = info.pair.elbo_terms(**scored, seed=info.epoch).negative_elbo
+        ours = info.pair.elbo_terms(**scored, seed=info.epoch)
         others = info.pair.elbo_terms(**test, seed=info.epoch)
-        numbers = {
-            "epoch": info.epoch,
-            "train_negative_elbo": float(ours.mean()),
-            "test_negative_elbo": float(others.negative_elbo.mean()),
-            "test_reconstruction": float(others.reconstruction.mean()),
-            "test_kl": float(others.kl.mean()),
-            "seconds": round(info.seconds, 2),
-        }
-        log.append(numbers)
-        print(ROW.format(**numbers), flush=True)
+        table.add(
+            info,
+            train_negative_elbo=float(ours.negative_elbo.mean()),
+            test_negative_elbo=float(others.negative_elbo.mean()),
+            test_reconstruction=float(others.reconstruction.mean()),
+            test_kl=float(others.kl.mean()),
+        )
 
-    print(f"\n{HEADER}")
     method = SVI(
         guide="pair",
         batch_size=min(options.batch_size, len(train["x"])),
-        epochs=epochs,
+        epochs=options.epochs,
         learning_rate=options.learning_rate,
         callback=after_epoch,
     )
@@ -105,15 +99,9 @@ def run(options: argparse.Namespace) -> None:
     assert isinstance(trained, ConditionalVAE)
 
     posterior.save(options.out / "posterior", overwrite=options.overwrite)
-    metrics = {
-        "dataset": dataset.name,
-        "training_images": len(train["x"]),
-        "test_images": len(test["x"]),
-        "epochs": log,
-        "seconds": round(posterior.provenance["seconds"], 2),
-        "interrupted": posterior.interrupted,
-    }
-    write_metrics(options.out, metrics)
+    metrics = facts_of(posterior, dataset, options)
+    metrics |= {"training_images": len(train["x"]), "test_images": len(test["x"])}
+    write_metrics(options.out, {**metrics, "epochs": table.epochs})
     save(draw_classes(trained), options.out / "classes.png")
     save(draw_style_transfer(trained, **test), options.out / "style_transfer.png")
     save(draw_reconstructions(trained, **test), options.out / "reconstructions.png")
@@ -176,17 +164,13 @@ def draw_reconstructions(pair: ConditionalVAE, x: torch.Tensor, y: torch.Tensor)
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = make_parser(__doc__)
-
-    def add(name: str, default: Any, text: str, **more: Any) -> None:
-        parser.add_argument(name, default=default, help=text, **more)
-
-    add("--latent-size", 8, "number of latent variables of an image", type=positive)
-    add("--hidden-sizes", [400, 400], "sizes of the hidden layers", type=positive, nargs="+")
-    add("--epochs", None, "passes over the images; 10 for MNIST, 200 for digits", type=positive)
-    add("--batch-size", 128, "images in a step", type=positive)
-    add("--learning-rate", 3e-3, "first step size of Adam", type=float)
-    names = ("--dataset", "--data-dir", "--train-images", "--seed", "--overwrite")
-    add_shared(parser, *names, out="runs/conditional_vae_mnist")
+    epochs = "passes over the images; 10 for MNIST, 200 for digits"
+    parser.add_argument("--epochs", type=positive, help=epochs)
+    names = ("--latent-size", "--hidden-sizes", "--batch-size", "--learning-rate", "--dataset")
+    more = ("--data-dir", "--train-images", "--seed", "--overwrite")
+    defaults = {"latent_size": 8, "hidden_sizes": [400, 400]}
+    defaults |= {"batch_size": 128, "learning_rate": 3e-3}
+    add_shared(parser, *names, *more, out="runs/conditional_vae_mnist", **defaults)
     return parser.parse_args(argv)
 
 

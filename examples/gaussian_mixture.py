@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from sklearn.datasets import load_wine
 
 import ppl_gen as pg
-from common import add_shared, claim_folder, fit_all, make_parser, run_as_command
+from common import add_shared, claim_folder, fit_all, make_parser, run_as_command, save
 from ppl_gen.core import Method
 from ppl_gen.diagnostics import rhat
 from ppl_gen.inference import HMC, NUTS, SVI
@@ -69,9 +69,9 @@ def run(options: argparse.Namespace) -> None:
         print(f"{name}: {agreement(found, cultivars):.0%} of the wines are with their cultivar")
 
     comparison.save(out / "comparison.html")
-    comparison.plot().savefig(out / "marginals.png", dpi=150)
-    draw_density(pair, posteriors, x).savefig(out / "density.png", dpi=150)
-    draw_responsibilities(pair, posteriors, x).savefig(out / "responsibilities.png", dpi=150)
+    save(comparison.plot(), out / "marginals.png")
+    save(draw_density(pair, posteriors, x), out / "density.png")
+    save(draw_responsibilities(pair, posteriors, x), out / "responsibilities.png")
     print(f"Written: comparison.html and three pictures in {out}")
 
 

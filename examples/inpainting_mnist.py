@@ -33,18 +33,19 @@ from common import (
     one_of_each,
     positive,
     run_as_command,
+    save,
     write_metrics,
 )
 from ppl_gen.data import ImageDataset
 from ppl_gen.inference import SVI, Imputation, impute
 from ppl_gen.models import VAE
+from ppl_gen.report.images import draw_images
 
 TITLES = {
     "lower_half": "the lower half",
     "square": "a square in the middle",
     "scattered": "70 % of the pixels, at random",
 }
-HIDDEN_COLOR = (0.36, 0.55, 0.75)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -80,9 +81,9 @@ def run(options: argparse.Namespace) -> None:
         filled = impute(posterior, images, mask, draws=options.draws, seed=options.seed)
         metrics[name] = score(filled, images, mask, average, whole)
         print(f"{TITLES[name]:32}{row(metrics[name])}", flush=True)
-        draw_picture(
-            f"Hidden: {TITLES[name]}", pair, images[shown], mask[shown], pick(filled, shown)
-        ).savefig(out / f"{name}.png", dpi=150)
+        title = f"Hidden, in blue: {TITLES[name]}"
+        figure = draw_picture(title, pair, images[shown], mask[shown], pick(filled, shown))
+        save(figure, out / f"{name}.png")
     write_metrics(out, metrics)
     print(f"\nWritten: the numbers and {len(metrics)} pictures in {out}")
 
@@ -192,41 +193,23 @@ def draw_picture(
     """Draw images, what is seen of them, draws of the rest and its mean, a row for each image."""
     # Draws without pixel noise: the expected pixels at each draw of the latents.
     draws = torch.where(mask, images, pair.mean_image(filled.latents[:7]))
-    columns = [images, images, *draws, filled.mean]
-    labels = ["image", "seen", *[""] * 3, "draws", *[""] * 3, "mean"]
-    rows, height, width = images.shape
-    gap = max(1, height // 9)
-    canvas = torch.ones(rows * (height + gap) - gap, len(columns) * (width + gap) - gap, 3)
-    for column, pictures in enumerate(columns):
-        for i, picture in enumerate(pictures):
-            colored = picture.unsqueeze(-1).expand(height, width, 3)
-            if column == 1:
-                colored = torch.where(mask[i].unsqueeze(-1), colored, torch.tensor(HIDDEN_COLOR))
-            top, left = i * (height + gap), column * (width + gap)
-            canvas[top : top + height, left : left + width] = colored
-    figure = Figure(figsize=(8.0, 8.0 * canvas.shape[0] / canvas.shape[1] + 0.7), layout="tight")
-    axes = figure.add_subplot()
-    axes.imshow(canvas.numpy(), interpolation="nearest")
-    axes.set_title(title)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0, labelsize=9, labeltop=True, labelbottom=False)
-    axes.set_xticks([column * (width + gap) + width / 2 for column in range(len(columns))], labels)
-    axes.set_yticks([])
-    return figure
+    seen = torch.where(mask, images, math.nan)
+    shown = torch.stack([images, seen, *draws, filled.mean], dim=1)
+    labels = ["image", "seen", *["drawn"] * len(draws), "mean"]
+    return draw_images(shown, title, column_labels=labels, marked=shown.isnan())
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     add = parser.add_argument
     add("--posterior", type=Path, help="folder of a saved VAE; else one is trained")
-    add("--latent-size", type=positive, default=20, help="latent variables of an image")
-    add("--hidden-sizes", type=positive, nargs="+", default=[400], help="hidden layers")
     add("--epochs", type=positive, help="passes over the images: 10 for MNIST, 200 for digits")
     add("--images", type=positive, default=100, help="test images to hide pixels of")
     add("--draws", type=positive, default=100, help="draws for each of them")
     add("--importance-samples", type=positive, default=1000, help="for whole images")
-    names = ("--dataset", "--data-dir", "--seed", "--overwrite")
-    add_shared(parser, *names, out="runs/inpainting_mnist")
+    names = ("--latent-size", "--hidden-sizes", "--dataset", "--data-dir", "--seed", "--overwrite")
+    defaults = {"latent_size": 20, "hidden_sizes": [400]}
+    add_shared(parser, *names, out="runs/inpainting_mnist", **defaults)
     return parser.parse_args(arguments)
 
 

@@ -25,8 +25,6 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from rich.console import Console
-from rich.progress import track
 
 import ppl_gen as pg
 from common import (
@@ -34,9 +32,11 @@ from common import (
     as_json,
     claim_folder,
     load_dataset,
+    log_likelihoods,
     make_parser,
     positive,
     run_as_command,
+    save,
     write_metrics,
 )
 from ppl_gen.inference import SVI, EpochInfo, ImportanceWeighted
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
         pair = posterior.pair
         assert isinstance(pair, VAE)
         assert posterior.history is not None
-        values[k] = log_likelihoods(pair, test, options)
+        values[k] = log_likelihoods(pair, test, options.samples, options.seed, together=20)
         results[k] = {
             "negative_log_likelihood": -float(values[k].mean()),
             "standard_error": float(values[k].std()) / math.sqrt(len(test)),
@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> None:
         "results": results,
     }
     write_metrics(options.out, metrics)
-    draw(results, options).savefig(options.out / "iwae.png", dpi=150)
+    save(draw(results, options), options.out / "iwae.png")
     print(f"Written: metrics.json and iwae.png in {options.out}")
 
 
@@ -131,19 +131,6 @@ def train(images: torch.Tensor, k: int, options: argparse.Namespace) -> pg.Poste
     if posterior.interrupted:
         sys.exit(f"interrupted in the training with k = {k}: the same command goes on with it")
     return posterior
-
-
-def log_likelihoods(pair: VAE, images: torch.Tensor, options: argparse.Namespace) -> torch.Tensor:
-    """Return the log-likelihood of each image by importance sampling."""
-    chunks = images.split(20)
-    return torch.cat(
-        [
-            pair.importance_log_likelihood(chunk, options.samples, seed=options.seed + i)
-            for i, chunk in enumerate(
-                track(chunks, "Importance sampling", console=Console(stderr=True), transient=True)
-            )
-        ]
-    )
 
 
 def by_epoch(history: torch.Tensor, epochs: int, num_images: int) -> list[float]:
@@ -222,14 +209,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--k", type=positive, nargs="+", default=[1, 50], help="draws under the logarithm")
     add("--epochs", type=positive, default=20, help="passes over the images")
-    add("--batch-size", type=positive, default=20, help="images in a step")
-    add("--learning-rate", type=float, default=1e-3, help="first step size of Adam")
-    add("--latent-size", type=positive, default=50, help="latent variables of an image")
-    add("--hidden-sizes", type=positive, nargs="+", default=[200, 200], help="hidden layers")
     add("--test-images", type=positive, default=1000, help="images that are scored")
     add("--samples", type=positive, default=5000, help="importance samples for each of them")
-    names = ("--dataset", "--data-dir", "--train-images", "--seed")
-    add_shared(parser, *names, out="runs/iwae_mnist")
+    names = ("--latent-size", "--hidden-sizes", "--batch-size", "--learning-rate", "--dataset")
+    defaults = {"latent_size": 50, "hidden_sizes": [200, 200]}
+    defaults |= {"batch_size": 20, "learning_rate": 1e-3}
+    more = ("--data-dir", "--train-images", "--seed")
+    add_shared(parser, *names, *more, out="runs/iwae_mnist", **defaults)
     return parser.parse_args(arguments)
 
 

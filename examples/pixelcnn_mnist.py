@@ -14,8 +14,9 @@ It is told which digit it draws, unless --no-class-conditional. Into runs/pixelc
     metrics.json      the numbers
     posterior/        the trained model: pg.load("runs/pixelcnn_mnist/posterior").pair
 
-On two cores of a CPU the defaults are for ten minutes. The setting of the papers, for a GPU, is
---features 64 --layers 7 --epochs 100 --mixed-precision.
+On two cores of a CPU the defaults take about ten minutes. A pixel is drawn by the 12 rows above it,
+so that here and there a stroke begins anew at the lower edge; more --layers see further. The
+setting of the papers, for a GPU, is --features 64 --layers 7 --epochs 100 --mixed-precision.
 """
 
 from __future__ import annotations
@@ -29,25 +30,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from common import (
+    RESUME,
+    EpochTable,
     add_shared,
-    as_json,
     claim_folder,
+    count_parameters,
     draw_curves,
+    facts_of,
     load_dataset,
     make_parser,
     mixed_precision,
     one_of_each,
     positive,
-    positive_real,
     print_contents,
-    read_log,
     run_as_command,
     save,
-    share,
+    show_progress,
     train,
     write_metrics,
 )
-from ppl_gen.core.errors import unknown
 from ppl_gen.distributions import AutoregressiveNetwork, Elements
 from ppl_gen.inference import SVI, EpochInfo
 from ppl_gen.models import AutoregressiveImage
@@ -73,16 +74,17 @@ NETWORKS: dict[str, tuple[Any, dict[str, int]]] = {
     "diagonal_bilstm": (DiagonalBiLSTM, {"features": 16, "layers": 2}),
     "made": (MADE, {"features": 1000, "layers": 1}),
 }
+LIKELIHOODS = ("binarized", "categorical", "logistic_mixture")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_as_command(run, parse(argv), "interrupted: the same command with --resume goes on")
+    run_as_command(run, parse(argv), RESUME)
 
 
 def run(options: argparse.Namespace) -> None:
     claim_folder(options.out, overwrite=options.overwrite, resume=options.resume)
     dataset = load_dataset(options)
-    epochs = options.epochs or (3 if dataset.name == "MNIST" else 60)
+    options.epochs = options.epochs or (3 if dataset.name == "MNIST" else 60)
 
     # The model, and the images in the form that its pixels are of.
     torch.manual_seed(options.seed)  # the first weights
@@ -97,38 +99,27 @@ def run(options: argparse.Namespace) -> None:
         images = torch.bernoulli(images, generator=noise)
     test = as_data(images[: options.test_images], dataset.test_labels, pair)
     steps = math.ceil(len(training["x"]) / options.batch_size)
-    count = sum(parameter.numel() for parameter in network.parameters())
     print(
-        f"{type(network).__name__} ({count:,} parameters, pixels {options.likelihood}"
-        f"{', told the digit' if classes else ''}) on {dataset.name}: {len(training['x']):,} "
-        f"training and {len(test['x']):,} test images, {epochs} epochs of {steps:,} steps."
+        f"{type(network).__name__} ({count_parameters(network):,} parameters, pixels "
+        f"{options.likelihood}{', told the digit' if classes else ''}) on {dataset.name}: "
+        f"{len(training['x']):,} training and {len(test['x']):,} test images, "
+        f"epochs: {options.epochs}, of {steps:,} steps."
     )
 
-    log = read_log(options)
+    # Training.
+    table = EpochTable(options, HEADER, ROW)
     dims = math.prod(dataset.image_shape)
 
     def after_epoch(info: EpochInfo) -> None:
         assert isinstance(info.pair, AutoregressiveImage)
         nats = -float(info.pair.log_prob(**test).mean())
-        log[info.epoch - 1 :] = [
-            {
-                "epoch": info.epoch,
-                "step": info.step,
-                "train_nats": info.loss,
-                "test_nats": nats,
-                "test_bits_per_dim": nats / dims / math.log(2),
-                "seconds": round(info.seconds, 2),
-            }
-        ]
-        write_metrics(options.out, {"epochs": log})
-        if info.epoch % math.ceil(epochs / 20) == 0 or info.epoch in (1, epochs):
-            print(ROW.format(**log[-1]), flush=True)
+        bits = nats / dims / math.log(2)
+        table.add(info, train_nats=info.loss, test_nats=nats, test_bits_per_dim=bits)
 
-    print(f"\n{HEADER}")
     method = SVI(
         guide="pair",
         batch_size=min(options.batch_size, len(training["x"])),
-        epochs=epochs,
+        epochs=options.epochs,
         learning_rate=options.learning_rate,
         autocast=mixed_precision(options),
         callback=after_epoch,
@@ -137,25 +128,16 @@ def run(options: argparse.Namespace) -> None:
     trained = posterior.pair
     assert isinstance(trained, AutoregressiveImage)
 
-    metrics: dict[str, Any] = {
-        "dataset": dataset.name,
-        "note": dataset.note,
-        "options": as_json(options),
-        "parameters": count,
-        "training_images": len(training["x"]),
-        "test_images": len(test["x"]),
-        "epochs": log,
-        "seconds": round(posterior.provenance["seconds"], 2),
-        "interrupted": posterior.interrupted,
-    }
+    metrics = facts_of(posterior, dataset, options)
+    metrics |= {"training_images": len(training["x"]), "test_images": len(test["x"])}
+    metrics["epochs"] = table.epochs
     write_metrics(options.out, metrics)
-    if log:
-        curves = {"train": "train_nats", "test": "test_nats"}
-        save(draw_curves(log, "Nats for each image", **curves), options.out / "loss_curve.png")
+    if table.epochs:
+        save(draw_loss_curve(table.epochs), options.out / "loss_curve.png")
     if posterior.interrupted:
-        print(f"\nInterrupted. Go on with it by --resume --out {options.out}")
-        return
+        raise KeyboardInterrupt
 
+    # What it has learned.
     started = time.perf_counter()
     save(draw_samples(trained, options), options.out / "samples.png")
     print(f"\n100 samples in {time.perf_counter() - started:.1f} s, the sampler's making included")
@@ -164,9 +146,9 @@ def run(options: argparse.Namespace) -> None:
         few = {name: value[: options.classified_images] for name, value in test.items()}
         metrics |= score_classes(trained, **few)
         print(
-            f"all digits being as likely, {len(few['x']):,} test images: "
-            f"{metrics['nats_without_class']:.2f} nats without being told the digit, and "
-            f"{metrics['accuracy']:.1%} of the digits found"
+            f"{len(few['x']):,} test images, all digits being as likely: "
+            f"{metrics['nats_without_class']:.2f} nats without being told the digit; the digit "
+            f"under which an image is likeliest is the right one for {metrics['accuracy']:.1%}"
         )
         write_metrics(options.out, metrics)
     print_contents(options.out)
@@ -183,11 +165,6 @@ def make_network(
     image_shape: tuple[int, ...], classes: int | None, options: argparse.Namespace
 ) -> AutoregressiveNetwork:
     """Return a network with random weights."""
-    if options.network not in NETWORKS:
-        raise unknown("network", options.network, NETWORKS)
-    if options.likelihood not in ("binarized", "categorical", "logistic_mixture"):
-        likelihoods = ("binarized", "categorical", "logistic_mixture")
-        raise unknown("likelihood", options.likelihood, likelihoods)
     elements = Elements()
     if options.likelihood != "binarized":
         elements = Elements(options.likelihood, options.num_categories)
@@ -216,7 +193,7 @@ def as_data(
 def score_classes(pair: AutoregressiveImage, x: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
     """Return -log p(x), the sum over digits, and how often the likeliest digit is the right one."""
     assert pair.num_classes is not None
-    digits = range(pair.num_classes)
+    digits = show_progress(range(pair.num_classes), "Every digit")
     of_each = torch.stack([pair.log_prob(x, torch.full_like(y, digit)) for digit in digits])
     log_prob = of_each.logsumexp(0) - math.log(pair.num_classes)
     right = of_each.argmax(0).cpu() == y.cpu()
@@ -268,12 +245,24 @@ def draw_completions(
         seed=options.seed,
     )
     completions = gray(drawn, pair).unflatten(0, (-1, times))
-    given = [gray(part, pair).unsqueeze(1) for part in (images, half)]
-    return draw_images(
-        torch.cat([*given, completions], dim=1),
-        "Completions of the upper halves of test images",
-        column_labels=["image", "given", *["drawn"] * times],
+    shown = torch.cat(
+        [*(gray(part, pair).unsqueeze(1) for part in (images, half)), completions], dim=1
     )
+    marked = half.isnan().unsqueeze(1).expand_as(shown).clone()
+    marked[:, 0] = False
+    return draw_images(
+        shown,
+        "Test images, and completions of their upper halves, in blue",
+        column_labels=["image", "given", *["drawn"] * times],
+        marked=marked,
+    )
+
+
+def draw_loss_curve(epochs: Sequence[dict[str, float]]) -> Figure:
+    """Draw the nats of training and test images over the epochs."""
+    curves = {"test images, after each epoch": "test_nats"}
+    curves["training images, during it"] = "train_nats"
+    return draw_curves(epochs, "Negative log-likelihood", "nats an image", curves)
 
 
 # Command line
@@ -283,23 +272,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = make_parser(__doc__)
     add = parser.add_argument
-    add("--network", default="gated_pixelcnn", help=", ".join(NETWORKS))
-    add("--likelihood", default="binarized", help="binarized, categorical or logistic_mixture")
-    add("--num-categories", type=positive, default=256, help="values of a pixel of the latter two")
+    add("--network", default="gated_pixelcnn", choices=NETWORKS, help="what is trained")
+    add("--likelihood", default="binarized", choices=LIKELIHOODS, help="what a pixel is")
+    add("--num-categories", type=positive, default=256,
+        help="gray levels, unless pixels are binarized")  # fmt: skip
     add("--features", type=positive, help="features of a layer, in place of the network's own")
     add("--layers", type=positive, help="layers, in place of the network's own number")
     add("--class-conditional", action=argparse.BooleanOptionalAction, default=True,
         help="tell the network which digit it draws")  # fmt: skip
     add("--epochs", type=positive, help="passes over the images; 3 for MNIST, 60 for digits")
-    add("--batch-size", type=positive, default=32, help="images in a step")
-    add("--learning-rate", type=float, default=3e-3, help="first step size of Adam")
     add("--test-images", type=positive, default=2000, help="scored after each epoch")
     add("--classified-images", type=positive, default=500, help="of these, scored as every digit")
-    add("--temperature", type=positive_real, default=1.0, help="below 1: likely values more often")
-    add("--top-p", type=share, default=1.0, help="share of the likeliest values to draw from")
-    names = ("--dataset", "--data-dir", "--train-images", "--seed", "--device")
-    modes = ("--mixed-precision", "--overwrite", "--resume")
-    add_shared(parser, *names, *modes, out="runs/pixelcnn_mnist")
+    names = ("--batch-size", "--learning-rate", "--temperature", "--top-p", "--dataset")
+    more = ("--data-dir", "--train-images", "--seed", "--device", "--mixed-precision")
+    defaults = {"batch_size": 32, "learning_rate": 3e-3}
+    existing = ("--overwrite", "--resume")
+    add_shared(parser, *names, *more, *existing, out="runs/pixelcnn_mnist", **defaults)
     return parser.parse_args(argv)
 
 

@@ -24,15 +24,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from sklearn.linear_model import LogisticRegression
 
 import ppl_gen as pg
 from common import (
+    EpochTable,
     add_shared,
     claim_folder,
+    draw_curves,
+    facts_of,
     load_dataset,
     make_parser,
     positive,
@@ -84,35 +87,24 @@ def run(options: argparse.Namespace) -> None:
     print(f"\nTest accuracy of a logistic regression on the {len(given)} labels: {baseline:.2%}")
 
     # The class, learned from what describes an image and few labels.
-    epochs = options.epochs or (6 if is_mnist else 60)
+    options.epochs = options.epochs or (6 if is_mnist else 60)
     data = {"x": features, "x_labelled": features[labelled], "y_labelled": given}
     print(
         f"Semi-supervised VAE: {len(features):,} training images, {len(given)} of them with a "
-        f"label, {epochs} epochs.\n\nepoch      loss  test accuracy    seconds"
+        f"label, {options.epochs} epochs."
     )
-    log: list[dict[str, float]] = []
-    every = -(-epochs // 20)  # a row for each epoch, or twenty rows where there are many
+    table = EpochTable(options, HEADER, ROW)
 
     def after_epoch(info: EpochInfo) -> None:
-        if info.epoch % every and info.epoch != epochs:
-            return
         assert isinstance(info.pair, SemiSupervisedVAE)
         right = info.pair.classify(test_features).argmax(-1).cpu() == dataset.test_labels
-        log.append(
-            {
-                "epoch": info.epoch,
-                "loss": info.loss,
-                "test_accuracy": float(right.float().mean()),
-                "seconds": round(info.seconds, 2),
-            }
-        )
-        print(ROW.format(**log[-1]), flush=True)
+        table.add(info, loss=info.loss, test_accuracy=float(right.float().mean()))
 
     method = SVI(
         guide="pair",
         batch_size=min(options.batch_size, len(features)),
         plate="data",
-        epochs=epochs,
+        epochs=options.epochs,
         learning_rate=options.learning_rate,
         callback=after_epoch,
     )
@@ -123,21 +115,18 @@ def run(options: argparse.Namespace) -> None:
     posterior.save(options.out / "posterior", overwrite=options.overwrite)
     probs = trained.classify(test_features)
     accuracy = float((probs.argmax(-1) == dataset.test_labels).float().mean())
-    metrics = {
-        "dataset": dataset.name,
+    metrics = facts_of(posterior, dataset, options)
+    metrics |= {
         "labels": len(given),
         "training_images": len(features),
         "test_images": len(test_features),
-        "alpha": options.alpha,
         "test_accuracy": accuracy,
         "test_accuracy_of_labels_alone": baseline,
-        "epochs": log,
-        "seconds": round(posterior.provenance["seconds"], 2),
-        "interrupted": posterior.interrupted,
+        "epochs": table.epochs,
     }
     write_metrics(options.out, metrics)
     save(draw_labelled(dataset.train_images[labelled], given), options.out / "labelled.png")
-    save(draw_accuracy(log, baseline, len(given)), options.out / "accuracy.png")
+    save(draw_accuracy(table.epochs, baseline, len(given)), options.out / "accuracy.png")
     save(draw_confusion(probs, dataset.test_labels), options.out / "confusion.png")
     save(draw_samples(vae, trained), options.out / "samples.png")
     save(draw_uncertain(dataset, probs), options.out / "uncertain.png")
@@ -145,6 +134,7 @@ def run(options: argparse.Namespace) -> None:
     print_contents(options.out)
 
 
+HEADER = "epoch      loss  test accuracy    seconds"
 ROW = "{epoch:5.0f}{loss:10.2f}{test_accuracy:15.2%}{seconds:11.1f}"
 
 
@@ -193,24 +183,15 @@ def draw_labelled(images: torch.Tensor, labels: torch.Tensor) -> Figure:
     )
 
 
-def draw_accuracy(log: list[dict[str, float]], baseline: float, labels: int) -> Figure:
+def draw_accuracy(epochs: list[dict[str, float]], baseline: float, labels: int) -> Figure:
     """Draw the test accuracy by epoch, above that of the labels alone."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.ticker import PercentFormatter
 
-    figure = Figure(figsize=(6.0, 3.8), layout="constrained")
-    axes = figure.add_subplot()
-    epochs = [numbers["epoch"] for numbers in log]
-    accuracies = [numbers["test_accuracy"] for numbers in log]
-    axes.plot(epochs, accuracies, "o-", color="#0072b2", markersize=4, label="semi-supervised VAE")
-    axes.axhline(baseline, color="#8a8f98", linestyle="--", label="logistic regression on labels")
-    axes.set_title(f"Test accuracy from {labels} labels")
-    axes.set_xlabel("epoch")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+    title = f"Test accuracy from {labels} labels"
+    level = ("logistic regression on labels", baseline)
+    curves = {"semi-supervised VAE": "test_accuracy"}
+    figure = draw_curves(epochs, title, "right among test images", curves, level)
+    figure.axes[0].yaxis.set_major_formatter(PercentFormatter(1.0))
     return figure
 
 
@@ -272,20 +253,17 @@ def draw_uncertain(dataset: ImageDataset, probs: torch.Tensor) -> Figure:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = make_parser(__doc__)
-
-    def add(name: str, default: Any, text: str, **more: Any) -> None:
-        parser.add_argument(name, default=default, help=text, **more)
-
-    add("--labels", 10, "labelled images of each digit", type=positive)
-    add("--alpha", 1.0, "weight of the classification loss", type=float)
-    add("--features", 30, "latent variables of the first model", type=positive)
-    add("--latent-size", 5, "latent variables of the second one, besides the class", type=positive)
-    add("--vae-epochs", None, "epochs of the first; 6 for MNIST, 200 for digits", type=positive)
-    add("--epochs", None, "epochs of the second; 6 for MNIST, 60 for digits", type=positive)
-    add("--batch-size", 100, "images in a step of the second", type=positive)
-    add("--learning-rate", 6e-3, "first step size of Adam for the second", type=float)
-    names = ("--dataset", "--data-dir", "--seed", "--overwrite")
-    add_shared(parser, *names, out="runs/semi_supervised_mnist")
+    add = parser.add_argument
+    add("--labels", type=positive, default=10, help="labelled images of each digit")
+    add("--alpha", type=float, default=1.0, help="weight of the classification loss")
+    add("--features", type=positive, default=30, help="latent variables of the first model")
+    add("--latent-size", type=positive, default=5,
+        help="latent variables of the second one, besides the class")  # fmt: skip
+    add("--vae-epochs", type=positive, help="epochs of the first; 6 for MNIST, 200 for digits")
+    add("--epochs", type=positive, help="epochs of the second; 6 for MNIST, 60 for digits")
+    names = ("--batch-size", "--learning-rate", "--dataset", "--data-dir", "--seed", "--overwrite")
+    defaults = {"batch_size": 100, "learning_rate": 6e-3}
+    add_shared(parser, *names, out="runs/semi_supervised_mnist", **defaults)
     return parser.parse_args(argv)
 
 

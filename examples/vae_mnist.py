@@ -14,24 +14,24 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 
 import ppl_gen as pg
 from common import (
+    EpochTable,
     add_shared,
-    as_json,
     claim_folder,
+    facts_of,
     load_dataset,
+    log_likelihoods,
     make_parser,
     one_of_each,
     positive,
     print_contents,
     run_as_command,
     save,
+    style_epochs,
     write_metrics,
 )
 from ppl_gen.core import NonFiniteLossError
@@ -47,8 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(options: argparse.Namespace) -> None:
     out = claim_folder(options.out, overwrite=options.overwrite)
     dataset = load_dataset(options)
-    if options.epochs is None:
-        options.epochs = 10 if dataset.name == "MNIST" else 200
+    options.epochs = options.epochs or (10 if dataset.name == "MNIST" else 200)
 
     # The model, and the images in the form that its likelihood is for.
     torch.manual_seed(options.seed)  # the first weights
@@ -70,17 +69,11 @@ def run(options: argparse.Namespace) -> None:
     print(describe(pair, dataset.name, len(train), len(test), options))
 
     # Training.
-    log: list[dict[str, float]] = []
-
-    # A row for each epoch, or twenty rows where there are many.
-    every = math.ceil(options.epochs / 20)
+    table = EpochTable(options, HEADER, ROW)
 
     def after_epoch(info: EpochInfo) -> None:
-        log.append(score(info, train_scored, test_scored))
-        if info.epoch % every == 0 or info.epoch in (1, options.epochs):
-            print(row(log[-1]), flush=True)
+        table.add(info, **score(info, train_scored, test_scored))
 
-    print(f"\n{HEADER}")
     method = SVI(
         guide="pair",
         batch_size=min(options.batch_size, len(train)),
@@ -100,21 +93,11 @@ def run(options: argparse.Namespace) -> None:
 
     # Results are written before the long last step, so that stopping it loses nothing.
     posterior.save(out / "posterior", overwrite=options.overwrite)
-    metrics = {
-        "dataset": dataset.name,
-        "note": dataset.note,
-        "options": as_json(options),
-        "parameters": sum(parameter.numel() for parameter in trained.parameters()),
-        "training_images": len(train),
-        "test_images": len(test),
-        "epochs": log,
-        "seconds": round(posterior.provenance["seconds"], 2),
-        "interrupted": posterior.interrupted,
-        "failure": failure,
-        "log_likelihood": None,
-    }
+    metrics = facts_of(posterior, dataset, options)
+    metrics |= {"training_images": len(train), "test_images": len(test), "epochs": table.epochs}
+    metrics |= {"failure": failure, "log_likelihood": None}
     write_metrics(out, metrics)
-    draw_pictures(out, trained, test_scored, dataset.test_labels, log)
+    draw_pictures(out, trained, test_scored, dataset.test_labels, table.epochs)
     if failure:
         sys.exit(f"error: {failure}\nThe last good state is in {out}.")
     if posterior.interrupted:
@@ -140,33 +123,27 @@ HEADER = (
     "        train, nats per image                test, nats per image\n"
     "epoch   -ELBO = reconstruction +    KL       -ELBO = reconstruction +    KL    seconds"
 )
+ROW = (
+    "{epoch:5}{train_negative_elbo:8.2f}  {train_reconstruction:14.2f}  {train_kl:6.2f}    "
+    "{test_negative_elbo:8.2f}  {test_reconstruction:14.2f}  {test_kl:6.2f}  {seconds:9.1f}"
+)
 CAUTION = {
     "bernoulli": " (gray pixels scored as Bernoulli: not to be compared with binary images)",
     "gaussian": " (a density: it depends on the unit of the pixels)",
 }
 
 
-def row(numbers: dict[str, float]) -> str:
-    """Return the line of one epoch in the table."""
-    parts = [
-        f"{numbers[f'{split}_negative_elbo']:8.2f}  {numbers[f'{split}_reconstruction']:14.2f}  "
-        f"{numbers[f'{split}_kl']:6.2f}"
-        for split in ("train", "test")
-    ]
-    return f"{numbers['epoch']:5.0f}{parts[0]}    {parts[1]}  {numbers['seconds']:9.1f}"
-
-
 def score(info: EpochInfo, train: torch.Tensor, test: torch.Tensor) -> dict[str, float]:
     """Return the parts of -ELBO on training and test images, in nats per image."""
     pair = info.pair
     assert isinstance(pair, VAE)
-    numbers: dict[str, float] = {"epoch": info.epoch, "step": info.step, "loss": info.loss}
+    numbers: dict[str, float] = {"loss": info.loss}
     for split, images in (("train", train), ("test", test)):
         terms = pair.elbo_terms(images, seed=info.epoch)
         numbers[f"{split}_negative_elbo"] = float(terms.negative_elbo.mean())
         numbers[f"{split}_reconstruction"] = float(terms.reconstruction.mean())
         numbers[f"{split}_kl"] = float(terms.kl.mean())
-    return {**numbers, "seconds": round(info.seconds, 2)}
+    return numbers
 
 
 def log_likelihood(
@@ -178,21 +155,15 @@ def log_likelihood(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     pair.to(device)
-    chunks = images.split(50)
-    parts = [
-        pair.importance_log_likelihood(chunk, options.importance_samples, seed=options.seed + i)
-        for i, chunk in enumerate(
-            track(chunks, "Importance sampling", console=Console(stderr=True), transient=True)
-        )
-    ]
+    count, seed = options.importance_samples, options.seed
+    values = log_likelihoods(pair, images, count, seed, together=50).cpu()
     pair.to("cpu")
-    values = torch.cat(parts).cpu()
     error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return {
         "mean": float(values.mean()),
         "standard_error": error,
         "images": len(values),
-        "samples": options.importance_samples,
+        "samples": count,
     }
 
 
@@ -335,7 +306,6 @@ def draw_latent_map(path: Path, pair: VAE, test: torch.Tensor, labels: torch.Ten
 def draw_loss_curve(path: Path, log: list[dict[str, float]]) -> None:
     """Draw -ELBO and its two parts over the epochs."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8.4, 3.6), layout="constrained")
     figure.suptitle("Negative evidence lower bound and its parts")
@@ -346,10 +316,7 @@ def draw_loss_curve(path: Path, log: list[dict[str, float]]) -> None:
             curve = [numbers[f"{split}_{part}"] for numbers in log]
             axes.plot(epochs, curve, style, markersize=3, label=split)
         axes.set_title(title, fontsize="medium")
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
+        style_epochs(axes)
         if part == "negative_elbo":
             axes.set_ylabel("nats per image")
             axes.legend(frameon=False)
@@ -375,26 +342,22 @@ def latent_kl(pair: VAE, images: torch.Tensor) -> torch.Tensor:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = make_parser(__doc__)
-
-    def add(name: str, default: Any, text: str, **more: Any) -> None:
-        kind = {"type": type(default)} if default is not None else {}
-        parser.add_argument(name, default=default, help=text, **kind | more)
-
-    add("--likelihood", "bernoulli", "bernoulli (gray pixels), binarized, gaussian or categorical")
-    add("--num-categories", 16, "gray levels for --likelihood categorical")
-    add("--network", "mlp", "mlp or convolutional")
-    add("--latent-size", 20, "number of latent variables of an image")
-    add("--hidden-sizes", [400], "sizes of the hidden layers", type=int, nargs="+")
-    add("--beta", 1.0, "weight of the KL divergence")
-    epochs = "passes over the images; 10 for MNIST, 200 for the few digits"
-    add("--epochs", None, epochs, type=positive)
-    add("--batch-size", 128, "images in a step", type=positive)
-    add("--learning-rate", 1e-3, "first step size of Adam")
-    log_likelihood = "test images for the importance-sampled log-likelihood"
-    add("--test-images", 1000, log_likelihood, type=positive)
-    add("--importance-samples", 500, "samples for each of them", type=positive)
-    names = ("--dataset", "--data-dir", "--train-images", "--seed", "--device", "--overwrite")
-    add_shared(parser, *names, out="runs/vae_mnist")
+    add = parser.add_argument
+    add("--likelihood", default="bernoulli",
+        help="bernoulli (gray pixels), binarized, gaussian or categorical")  # fmt: skip
+    add("--num-categories", type=positive, default=16,
+        help="gray levels for --likelihood categorical")  # fmt: skip
+    add("--network", default="mlp", help="mlp or convolutional")
+    add("--beta", type=float, default=1.0, help="weight of the KL divergence")
+    add("--epochs", type=positive, help="passes over the images; 10 for MNIST, 200 for digits")
+    add("--test-images", type=positive, default=1000,
+        help="test images for the importance-sampled log-likelihood")  # fmt: skip
+    add("--importance-samples", type=positive, default=500, help="samples for each of them")
+    names = ("--latent-size", "--hidden-sizes", "--batch-size", "--learning-rate", "--dataset")
+    more = ("--data-dir", "--train-images", "--seed", "--device", "--overwrite")
+    defaults = {"latent_size": 20, "hidden_sizes": [400]}
+    defaults |= {"batch_size": 128, "learning_rate": 1e-3}
+    add_shared(parser, *names, *more, out="runs/vae_mnist", **defaults)
     return parser.parse_args(argv)
 
 

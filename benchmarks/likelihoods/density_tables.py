@@ -48,19 +48,24 @@ def binarized(results: Record) -> list[str]:
         row = results["rows"]["binarized"].get(name)
         cells = _cells(name, row, "nats", 2)
         if published:
-            cells += [
-                "" if nats is None else f"{nats:.2f}" for nats in (model.dynamic, model.fixed)
-            ]
+            cells += [_published(model.dynamic), _published(model.fixed)]
         lines.append(_line(cells))
     return lines
 
 
 def grays(results: Record) -> list[str]:
     """Return the table of gray images, in bits for a pixel."""
-    lines = _header(["model", "bits/dim", "parameters", "epochs", "seconds"])
-    for name in MODELS:
-        lines.append(_line(_cells(name, results["rows"]["grays"].get(name), "bits_per_dim", 3)))
+    published = results["images"] == "MNIST"
+    titles = ["model", "bits/dim", "parameters", "epochs", "seconds"]
+    lines = _header([*titles, "published, CIFAR-10"] if published else titles)
+    for name, model in MODELS.items():
+        cells = _cells(name, results["rows"]["grays"].get(name), "bits_per_dim", 3)
+        lines.append(_line([*cells, _published(model.cifar)] if published else cells))
     return lines
+
+
+def _published(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def _header(titles: list[str]) -> list[str]:

@@ -38,7 +38,8 @@ RATE = 8000
 TIMED, TIMED_TOGETHER = 3, 1
 # Rows that are checked at a time.
 _CHECKED = 4
-LENGTHS = (8_000, 80_000)
+# Longer than what the check of a new plan runs the network on, which takes memory of its own.
+LENGTHS = (16_000, 160_000)
 GRAYS = Elements("logistic_mixture", 256, 10)
 
 

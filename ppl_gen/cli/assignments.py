@@ -35,13 +35,13 @@ def assignments(texts: Sequence[str], option: str) -> dict[str, Any]:
 
 
 def split_assignment(text: str, option: str) -> tuple[str, str]:
-    """Return key and value of `key=value`.
+    """Return key and value of `key=value`; a key may be one of a part, `part.key`.
 
     Raises:
         ValueError: If there is no "=", or no name before it.
     """
     key, equals, value = text.partition("=")
-    if not equals or not key.isidentifier():
+    if not equals or not all(part.isidentifier() for part in key.split(".")):
         raise ValueError(f"{option}: expected NAME=VALUE, got {text!r}.")
     return key, value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 import re
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from ppl_gen.cli.parts import arguments_of, parameters_of
 
 __all__ = ["Model", "built_in_models", "find_model"]
 
@@ -35,9 +38,7 @@ class Model:
         """The arguments of the constructor by name; none where there is no class."""
         if not isinstance(self.source, type):
             return {}
-        parameters = inspect.signature(self.source).parameters.values()
-        # A class without a constructor of its own shows that of nn.Module, which takes anything.
-        return {p.name: p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        return parameters_of(self.source)
 
     def own_data(self) -> dict[str, Any] | None:
         """Return the data that a class has itself, by a static method `data`; else None."""
@@ -49,15 +50,16 @@ class Model:
         """Return the pair.
 
         Args:
-            arguments: Arguments of the constructor. Of a built-in pair `num_features` and
-                `image_shape` are otherwise taken from the data's "x".
+            arguments: Arguments of the constructor, and those of an argument that is an object, as
+                `network.features`. Of a built-in pair `num_features` and the shape of an image or
+                sequence are otherwise taken from the data's "x".
             data: The data.
             seed: Seed of the first weights of networks.
 
         Raises:
+            TypeError: If an argument has arguments, and is no object.
             ValueError: If an argument is unknown or missing, or there is no constructor.
         """
-        from ppl_gen.core.errors import unknown
         from ppl_gen.core.scope import seeded
 
         if not isinstance(self.source, type):
@@ -66,30 +68,18 @@ class Model:
                     f"--arg: {self.name} is no class, and takes no arguments. Leave --arg out."
                 )
             return self.source
-        known = self.arguments
-        for name in arguments:
-            if name not in known:
-                raise unknown("argument of " + self.source.__name__, name, known or ["none"])
-        found = dict(arguments)
-        for name, parameter in known.items():
-            guess = self._guess(name, data) if name not in found else None
-            if guess is not None:
-                found[name] = guess
-            if name not in found and parameter.default is parameter.empty:
-                raise ValueError(
-                    f"{self.name} lacks its argument '{name}': give it by --arg {name}=VALUE."
-                )
         with seeded(seed):
-            return self.source(**found)
+            guess = functools.partial(self._guess, data)
+            return self.source(**arguments_of(self.source, arguments, guess, self.name))
 
-    def _guess(self, name: str, data: Mapping[str, Any]) -> Any:
+    def _guess(self, data: Mapping[str, Any], name: str) -> Any:
         """Return what the data say about an argument of a built-in pair, or None."""
         shape = tuple(getattr(data.get("x"), "shape", ()))
         if not self.is_built_in:
             return None
-        if name == "num_features" and len(shape) == 2:
+        if name in ("num_features", "length") and len(shape) == 2:
             return int(shape[1])
-        if name == "image_shape" and len(shape) > 2:
+        if name in ("image_shape", "event_shape") and len(shape) > 2:
             return tuple(int(size) for size in shape[1:])
         return None
 

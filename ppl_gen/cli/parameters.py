@@ -47,7 +47,8 @@ Arguments = Annotated[
     typer.Option(
         "--arg",
         metavar="KEY=VALUE",
-        help="An argument of the pair's constructor. Can be repeated.",
+        help="An argument of the pair's constructor; of a network in it as network=MADE and "
+        "network.context_size=10. Can be repeated.",
         show_default=False,
     ),
 ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ppl_gen.core.posterior import Posterior
@@ -14,6 +14,7 @@ __all__ = [
     "NonFiniteLossError",
     "SiteError",
     "check_count",
+    "check_counts",
     "did_you_mean",
     "unknown",
 ]
@@ -73,11 +74,40 @@ def check_count(name: str, value: object) -> None:
         ValueError: If it is below 1.
     """
     if not isinstance(value, int) or isinstance(value, bool):
-        msg = f"{name}: expected a whole number, got {value!r}."
+        msg = f"{name}: expected a whole number, got {value!r}. Give a plain int."
         raise TypeError(msg)
     if value < 1:
         msg = f"{name}: expected at least 1, got {value}."
         raise ValueError(msg)
+
+
+def check_counts(name: str, values: Any, least: int = 1) -> tuple[int, ...]:
+    """Return whole numbers of at least 1 as a tuple.
+
+    Args:
+        name: The option.
+        values: What was given.
+        least: How many there have to be at least.
+
+    Raises:
+        TypeError: If it is no sequence of whole numbers.
+        ValueError: If there are fewer, or one of them is below 1.
+
+    Example:
+        >>> check_counts("hidden_sizes", [400, 200])
+        (400, 200)
+    """
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        plain = isinstance(values, int | float | str)
+        got = repr(values) if plain else type(values).__name__
+        msg = f"{name}: expected a tuple of whole numbers, got {got}."
+        raise TypeError(f"{msg} Write ({values},)." if isinstance(values, int) else msg)
+    for index, value in enumerate(values):
+        check_count(f"{name}[{index}]", value)
+    if len(values) < least:
+        msg = f"{name}: expected at least {least} number, got {values!r}."
+        raise ValueError(msg)
+    return tuple(values)
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:

@@ -356,8 +356,8 @@ def _check_identity(
         msg = (
             f"out: {out} holds another run:\n  "
             + "\n  ".join(found)
-            + "\nGive what it was started with, or choose another folder for a new run. "
-            "The number of draws may grow."
+            + "\nGive what it was started with, or choose another folder for a new run."
+            + " The number of draws may grow." * can_grow
         )
         raise ValueError(msg)
 

@@ -25,6 +25,9 @@ __all__ = ["differences", "identity_of", "options_of", "other_versions"]
 
 Identity = Mapping[str, Mapping[str, Any]]
 
+# Of differences of one kind: a network of other sizes has another value in each of its parameters.
+_LINES = 5
+
 
 def identity_of(
     pair: nn.Module,
@@ -57,7 +60,7 @@ def identity_of(
 
 
 def differences(before: Identity, after: Identity) -> list[str]:
-    """Return in words what is not the same.
+    """Return in words what is not the same; of very much of a kind, the first few.
 
     Args:
         before: What a run depended on.
@@ -66,10 +69,12 @@ def differences(before: Identity, after: Identity) -> list[str]:
     found = []
     for kind, were in before.items():
         now = after[kind]
-        for name in [*were, *(name for name in now if name not in were)]:
-            old, new = were.get(name, "none"), now.get(name, "none")
-            if old != new:
-                found.append(f"{kind} '{name}' was {old}, is {new}")
+        names = [*were, *(name for name in now if name not in were)]
+        values = [(name, were.get(name, "none"), now.get(name, "none")) for name in names]
+        lines = [f"{kind} '{name}' was {old}, is {new}" for name, old, new in values if old != new]
+        found += lines[:_LINES]
+        if len(lines) > _LINES:
+            found.append(f"and {len(lines) - _LINES} more like it")
     return found
 
 

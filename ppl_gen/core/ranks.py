@@ -63,6 +63,7 @@ class Ranks:
         self._watch: Watch | None = None
         self._runs = 0
         self._failed = False
+        self._works: list[Any] = []
 
     @property
     def first(self) -> bool:
@@ -278,6 +279,10 @@ class Ranks:
             work.wait()  # for the GPU's queue only
             self.check()
             return
+        # A thread of Gloo that lets go of tensors needs Python's lock, and where the interpreter
+        # ends meanwhile it aborts the process. So this holds the last work, and what a failed run
+        # has left.
+        self._works = [other for other in self._works if not other.is_completed()] + [work]
         while True:
             self.check(waiting=True)
             try:

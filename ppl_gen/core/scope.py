@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyro
@@ -31,20 +34,40 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+@dataclass
+class _Evaluated:
+    """A part of a module inside blocks: its own mode, and how many of them there are."""
+
+    training: bool
+    blocks: int = 0
+
+
+_evaluated: WeakKeyDictionary[torch.nn.Module, _Evaluated] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
 @contextmanager
 def evaluating(module: torch.nn.Module) -> Iterator[None]:
     """Put a module in its mode of evaluation inside the block, and each part back in its own after.
 
+    Blocks may overlap, as those of several threads do: a part is put back after the last of them.
+
     Args:
         module: The module.
     """
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
+    parts = list(module.modules())
+    with _lock:
+        for part in parts:
+            _evaluated.setdefault(part, _Evaluated(part.training)).blocks += 1
+            part.training = False
     try:
         yield
     finally:
-        for part, training in modes:
-            part.training = training
+        with _lock:
+            for part in parts:
+                _evaluated[part].blocks -= 1
+                if not _evaluated[part].blocks:
+                    part.training = _evaluated.pop(part).training
 
 
 @contextmanager

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import torch
 
 from ppl_gen.core.errors import check_count
+from ppl_gen.distributions.discrete import check_tensor
 from ppl_gen.distributions.mu_law import check_amplitudes
 
 __all__ = ["Chunks", "cut", "load_wav", "save_wav"]
@@ -30,17 +32,22 @@ _FORMATS = {
     0x55: "MP3",
 }
 _BITS = (8, 16, 24, 32)
+# Above it a rate is no rate of sound.
+_HIGHEST_RATE = 10**6
+# What ffmpeg and sox write into a pipe for the number of bytes, which they do not know yet.
+_UNKNOWN = (0xFFFFFFFF, 0x7FFFF000)
 # Share of samples at full scale from which on a file is called clipped.
 _CLIPPED = 1e-3
 
 
 def load_wav(
-    path: str | Path, rate: int | None = None, *, resample: bool = False
+    path: str | Path | BinaryIO, rate: int | None = None, *, resample: bool = False
 ) -> tuple[torch.Tensor, int]:
     """Read a waveform of one channel from a wav file.
 
     Args:
-        path: A wav file of integer samples (PCM) of 8, 16, 24 or 32 bits.
+        path: A wav file of integer samples (PCM) of 8, 16, 24 or 32 bits: its path, that of a
+            pipe, or a file object in binary mode. It is read once, and never sought in.
         rate: Samples a second that are wanted; None: as they come.
         resample: Whether to bring a file of another rate to the wanted one, by a polyphase filter.
 
@@ -62,24 +69,24 @@ def load_wav(
         >>> waveform.shape, rate
         (torch.Size([800]), 8000)
     """
-    path = Path(path)
     if rate is not None:
         check_count("rate", rate)
-    found = _header(path)
+    name, content = _content(path)
+    found, samples = _parsed(name, content)
     if found.channels != 1:
         channels = "two (stereo)" if found.channels == 2 else found.channels
         msg = (
-            f"{path}: expected one channel, got {channels}. Mix them first, for example by: "
+            f"{name}: expected one channel, got {channels}. Mix them first, for example by: "
             "ffmpeg -i in.wav -ac 1 out.wav"
         )
         raise ValueError(msg)
     if rate is not None and found.rate != rate and not resample:
         msg = (
-            f"{path}: expected {rate} samples a second, got {found.rate}. Give resample=True to "
+            f"{name}: expected {rate} samples a second, got {found.rate}. Give resample=True to "
             "bring it to that rate."
         )
         raise ValueError(msg)
-    waveform = _samples(path, found.bits)
+    waveform = _amplitudes(name, samples, found.bits)
     if rate is None or found.rate == rate:
         return waveform, found.rate
     from scipy.signal import resample_poly
@@ -98,17 +105,18 @@ def save_wav(path: str | Path, waveform: torch.Tensor, rate: int) -> None:
         rate: Samples a second.
 
     Raises:
+        TypeError: If the waveform is no tensor, or one of whole numbers.
         ValueError: If the waveform has another shape, or amplitudes out of range.
     """
+    check_amplitudes(waveform)
     waveform = waveform.detach()
     check_count("rate", rate)
     if waveform.ndim != 1 or len(waveform) == 0:
         msg = f"waveform: expected shape (sample,), got {tuple(waveform.shape)}."
         raise ValueError(msg)
-    check_amplitudes(waveform)
     from scipy.io import wavfile
 
-    samples = (waveform.cpu().double() * 2**15).round().clamp(max=2**15 - 1)
+    samples = (waveform.cpu().double() * 2**15).round().clamp(-(2**15), 2**15 - 1)
     wavfile.write(path, rate, samples.to(torch.int16).numpy())
 
 
@@ -140,7 +148,9 @@ def cut(waveforms: Sequence[torch.Tensor], length: int, context: int) -> Chunks:
         context: Number of samples before one that the network sees, its receptive field.
 
     Raises:
-        ValueError: If a row has no room beside the context, or there are no waveforms.
+        TypeError: If a waveform is no tensor, or a number is not whole.
+        ValueError: If a row has no room beside the context, there are no waveforms, or one has
+            another shape.
 
     Example:
         >>> chunks = cut([torch.arange(1.0, 7.0), torch.ones(2)], length=4, context=2)
@@ -151,14 +161,25 @@ def cut(waveforms: Sequence[torch.Tensor], length: int, context: int) -> Chunks:
         >>> chunks.source.tolist()
         [0, 0, 1]
     """
-    if not 0 <= context < length:
+    check_count("length", length)
+    if context != 0:
+        check_count("context", context)
+    if context >= length:
         msg = (
             f"length: expected more than the context, which is {context} samples, got {length}. "
             "Take longer rows, or a network that sees less."
         )
         raise ValueError(msg)
-    if not waveforms:
+    if len(waveforms) == 0:
         raise ValueError("waveforms: expected at least one, got none.")
+    for number, waveform in enumerate(waveforms):
+        check_tensor(f"waveforms[{number}]", waveform)
+        if waveform.ndim != 1:
+            msg = (
+                f"waveforms[{number}]: expected shape (sample,), got {tuple(waveform.shape)}. Give "
+                "a list of waveforms of one channel."
+            )
+            raise ValueError(msg)
     step = length - context
     starts = [
         (source, start)
@@ -175,83 +196,98 @@ def cut(waveforms: Sequence[torch.Tensor], length: int, context: int) -> Chunks:
 
 
 @dataclass(frozen=True)
-class _Header:
+class _Format:
     channels: int
     rate: int
     bits: int
 
 
-def _header(path: Path) -> _Header:
-    """Return what a wav file says of its samples, or an error for what it must not be."""
-    with path.open("rb") as file:
-        start = file.read(12)
-        if len(start) < 12 or start[:4] != b"RIFF" or start[8:] != b"WAVE":
-            msg = f"{path}: expected a wav file, got one that begins with {start[:4]!r}."
-            raise ValueError(msg)
-        header, size = None, None
-        while size is None and len(chunk := file.read(8)) == 8:
-            name, length = struct.unpack("<4sI", chunk)
-            if name == b"data":
-                size = length
-            elif name == b"fmt ":
-                header = _format(path, file.read(length + length % 2))
-            else:
-                file.seek(length + length % 2, 1)
-        if header is None or size is None:
-            raise ValueError(f"{path}: expected a format and samples, got a wav file cut short.")
-        there = _remaining(file)
-    if there < size:
-        msg = f"{path}: expected {size} bytes of samples, got {there}: the file is cut short."
+def _content(source: str | Path | BinaryIO) -> tuple[str, bytes]:
+    """Return the name of a file, for messages, and what is in it: read once, from first to last."""
+    if isinstance(source, str | Path):
+        return str(source), Path(source).read_bytes()
+    if not hasattr(source, "read"):
+        msg = f"path: expected a path or a file object, got {type(source).__name__}."
+        raise TypeError(msg)
+    return str(getattr(source, "name", "the wav file")), source.read()
+
+
+def _parsed(name: str, content: bytes) -> tuple[_Format, bytes]:
+    """Return a wav file's format and samples, or an error for what it must not be."""
+    if len(content) < 12 or content[:4] != b"RIFF" or content[8:12] != b"WAVE":
+        got = f"one that begins with {content[:4]!r}" if content else "an empty file"
+        msg = (
+            f"{name}: expected a wav file, got {got}. Convert what is none, for example by: "
+            "ffmpeg -i in.mp3 out.wav"
+        )
         raise ValueError(msg)
-    if size == 0:
-        raise ValueError(f"{path}: expected samples, got an empty wav file.")
-    return header
+    found, place = None, 12
+    while place + 8 <= len(content):
+        kind, size = struct.unpack_from("<4sI", content, place)
+        place += 8
+        if kind == b"data" and found is not None:
+            return found, _samples(name, content[place:], size, found)
+        if kind == b"fmt ":
+            found = _format(name, content[place : place + size])
+        place += size + size % 2
+    raise ValueError(f"{name}: expected a format and samples, got a wav file cut short.")
 
 
-def _format(path: Path, content: bytes) -> _Header:
+def _format(name: str, content: bytes) -> _Format:
     if len(content) < 16:
-        raise ValueError(f"{path}: expected a format and samples, got a wav file cut short.")
+        raise ValueError(f"{name}: expected a format and samples, got a wav file cut short.")
     tag, channels, rate, _, size, bits = struct.unpack("<HHIIHH", content[:16])
     if tag == _EXTENSIBLE and len(content) >= 26:
         (tag,) = struct.unpack("<H", content[24:26])
     if tag != _PCM or bits not in _BITS:
         got = f"{bits} bits" if tag == _PCM else _FORMATS.get(tag, f"the format {tag:#06x}")
         msg = (
-            f"{path}: expected integer samples (PCM) of 8, 16, 24 or 32 bits, got {got}. Convert "
+            f"{name}: expected integer samples (PCM) of 8, 16, 24 or 32 bits, got {got}. Convert "
             "it, for example by: ffmpeg -i in.wav -c:a pcm_s16le out.wav"
         )
         raise ValueError(msg)
-    if channels == 0 or rate == 0 or size != channels * bits // 8:
+    if channels == 0 or not 0 < rate <= _HIGHEST_RATE or size != channels * bits // 8:
         msg = (
-            f"{path}: expected at least one channel, a rate, and {channels * bits // 8} bytes for "
-            f"a sample of each channel, got {channels} channels, {rate} samples a second and "
-            f"{size} bytes: the file is damaged."
+            f"{name}: expected at least one channel, a rate of up to {_HIGHEST_RATE:,}, and "
+            f"{channels * bits // 8} bytes for a sample of each channel, got {channels} channels, "
+            f"{rate} samples a second and {size} bytes: the file is damaged."
         )
         raise ValueError(msg)
-    return _Header(channels, rate, bits)
+    return _Format(channels, rate, bits)
 
 
-def _remaining(file: BinaryIO) -> int:
-    here = file.tell()
-    return file.seek(0, 2) - here
+def _samples(name: str, rest: bytes, size: int, form: _Format) -> bytes:
+    """Return the samples of a file, of whose bytes from the first of them on some may be others."""
+    if size in _UNKNOWN and len(rest) < size:
+        size = len(rest)
+    if len(rest) < size:
+        msg = f"{name}: expected {size} bytes of samples, got {len(rest)}: the file is cut short."
+        raise ValueError(msg)
+    if size == 0:
+        raise ValueError(f"{name}: expected samples, got an empty wav file.")
+    width = form.channels * form.bits // 8
+    if size % width:
+        msg = f"{name}: expected samples of {width} bytes, got {size}: the file is damaged."
+        raise ValueError(msg)
+    return rest[:size]
 
 
-def _samples(path: Path, bits: int) -> torch.Tensor:
-    from scipy.io import wavfile
-
-    with warnings.catch_warnings():
-        # Of chunks that hold something else, such as the name of an artist.
-        warnings.simplefilter("ignore", wavfile.WavFileWarning)
-        samples = torch.from_numpy(wavfile.read(path)[1].astype("float64"))
-    # Samples of 8 bits are from 0 on; those of 24 bits are read as the upper ones of 32.
-    samples = samples - 128 if bits == 8 else samples
-    full = 2.0 ** (31 if bits == 24 else bits - 1)
-    step = 2.0 ** (8 if bits == 24 else 0)
-    share = float(((samples >= full - step) | (samples <= -full)).double().mean())
+def _amplitudes(name: str, samples: bytes, bits: int) -> torch.Tensor:
+    """Return the amplitudes of integer samples."""
+    if bits == 24:  # the upper bytes of 32
+        wide = np.zeros((len(samples) // 3, 4), dtype=np.uint8)
+        wide[:, 1:] = np.frombuffer(samples, dtype=np.uint8).reshape(-1, 3)
+        whole = wide.view("<i4")[:, 0] >> 8
+    else:
+        whole = np.frombuffer(samples, dtype="u1" if bits == 8 else f"<i{bits // 8}")
+    values = torch.from_numpy(whole.astype(np.float64))
+    values = values - 128 if bits == 8 else values  # of 8 bits they are from 0 on
+    full = 2.0 ** (bits - 1)
+    share = float(((values >= full - 1) | (values <= -full)).double().mean())
     if share >= _CLIPPED:
         msg = (
-            f"{path}: {share:.1%} of the samples are at full scale, so the recording was probably "
+            f"{name}: {share:.1%} of the samples are at full scale, so the recording was probably "
             "clipped. Record it at a lower volume."
         )
         warnings.warn(msg, UserWarning, stacklevel=3)
-    return (samples / full).float()
+    return (values / full).float()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import nn
 from torch.distributions import constraints
 
-from ppl_gen.distributions.discrete import DiscreteDistribution, check_integers
+from ppl_gen.core.errors import check_counts
+from ppl_gen.distributions.discrete import DiscreteDistribution, check_integers, check_tensor
 from ppl_gen.distributions.elements import Elements
 from ppl_gen.distributions.sampling.draw import Options, Progress, draw, running_total
 
@@ -28,7 +29,14 @@ class AutoregressiveNetwork(nn.Module, ABC):
         elements: What its elements are.
         context_shape: Shape of the context that comes with each; None where there is none.
         order: Flat indices of the elements in the order in which they come; None: as they are.
+
+    Raises:
+        TypeError: If a shape is no tuple of whole numbers, or the elements are no `Elements`.
+        ValueError: If a shape has an axis below 1, or that of an event has none.
     """
+
+    # Whether it is drawn from often enough for a plan to pay.
+    is_planned: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -38,9 +46,17 @@ class AutoregressiveNetwork(nn.Module, ABC):
         order: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.event_shape = torch.Size(event_shape)
+        if not isinstance(elements, Elements):
+            msg = (
+                f"elements: expected Elements, got {elements!r}. Write for example "
+                'Elements("categorical", categories=256).'
+            )
+            raise TypeError(msg)
+        self.event_shape = torch.Size(check_counts("event_shape", event_shape))
         self.elements = elements
-        self.context_shape = None if context_shape is None else torch.Size(context_shape)
+        self.context_shape = None
+        if context_shape is not None:
+            self.context_shape = torch.Size(check_counts("context_shape", context_shape, least=0))
         self.order: torch.Tensor
         if order is None:
             order = torch.arange(math.prod(self.event_shape))
@@ -91,6 +107,7 @@ class Autoregressive(DiscreteDistribution):
             the network's own.
 
     Raises:
+        TypeError: If context or ordering are no tensors.
         ValueError: If the context has another shape, or the ordering is no permutation.
 
     Example:
@@ -109,14 +126,15 @@ class Autoregressive(DiscreteDistribution):
         ordering: torch.Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
+        batch_shape = _batch_shape(network, context)
         self.network = network
-        self.context = context
+        # Of whole numbers too, as `torch.nn.functional.one_hot` gives them.
+        self.context = None if context is None else context.to(_dtype(network))
         self.ordering = _checked(ordering, network)
         # What gives the numbers, and the places of its elements where they are other ones.
         under = None if self.ordering is None else network.under(self.ordering)
         self._conditionals = network if under is None else under
         self._places = self.ordering if under is None else None
-        batch_shape = _batch_shape(network, context)
         super().__init__(batch_shape, network.event_shape, validate_args=validate_args)
 
     @property
@@ -179,6 +197,7 @@ class Autoregressive(DiscreteDistribution):
 
     def _batch_of(self, value: torch.Tensor) -> torch.Size:
         """Return the batch shape of values together with the distribution's own."""
+        check_tensor("value", value)
         axes = value.ndim - len(self.event_shape)
         if axes >= 0 and value.shape[axes:] == self.event_shape:
             try:
@@ -223,10 +242,11 @@ class Autoregressive(DiscreteDistribution):
                 second and at the end.
 
         Raises:
+            TypeError: If known elements are no tensor, or the shape no tuple.
             ValueError: If an option is out of range, or known elements have another shape, are
-                not possible values, or are all of them.
+                not possible values, or are all of them; or if a size is below 0.
         """
-        shape = torch.Size(sample_shape) + self.batch_shape
+        shape = checked_size(sample_shape) + self.batch_shape
         total = math.prod(shape + self.event_shape)
         options = Options(temperature, top_p, running_total(progress, total))
         known = None if given is None else self.known(given, shape)
@@ -249,7 +269,7 @@ class Autoregressive(DiscreteDistribution):
             Draws, `(row, *event_shape)`.
         """
         network = self._conditionals
-        dtype = next((p.dtype for p in network.parameters()), torch.get_default_dtype())
+        dtype = _dtype(network)
         # In half precision there are too few uniform numbers to draw by.
         uniforms = torch.rand(
             len(rows),
@@ -309,6 +329,7 @@ class Autoregressive(DiscreteDistribution):
         Raises:
             ValueError: As `sample` does.
         """
+        check_tensor("given", given)
         whole = shape + self.event_shape
         try:
             known = given.expand(whole).reshape(-1, *self.event_shape)
@@ -347,9 +368,36 @@ class Autoregressive(DiscreteDistribution):
         return restored
 
 
+def checked_size(sample_shape: Any) -> torch.Size:
+    """Return the shape of draws, or refuse what is none.
+
+    Args:
+        sample_shape: What was given.
+
+    Raises:
+        TypeError: If it is no sequence of whole numbers.
+        ValueError: If one is below 0.
+    """
+    if isinstance(sample_shape, int):
+        msg = f"sample_shape: expected a tuple, got {sample_shape}. Write ({sample_shape},)."
+        raise TypeError(msg)
+    shape = torch.Size(sample_shape)
+    if any(size < 0 for size in shape):
+        raise ValueError(f"sample_shape: expected sizes of at least 0, got {tuple(shape)}.")
+    return shape
+
+
+def _dtype(network: AutoregressiveNetwork) -> torch.dtype:
+    return next((p.dtype for p in network.parameters()), torch.get_default_dtype())
+
+
 def _checked(ordering: torch.Tensor | None, network: AutoregressiveNetwork) -> torch.Tensor | None:
     if ordering is None:
         return None
+    check_tensor("ordering", ordering)
+    if ordering.is_floating_point():
+        msg = f"ordering: expected whole numbers, got {ordering.dtype}. Write ordering.long()."
+        raise TypeError(msg)
     count = math.prod(network.event_shape)
     whole = torch.arange(count, device=ordering.device)
     if ordering.shape != (count,) or not torch.equal(ordering.sort().values, whole):
@@ -373,6 +421,7 @@ def _batch_shape(network: AutoregressiveNetwork, context: torch.Tensor | None) -
             )
             raise ValueError(msg)
         return torch.Size()
+    check_tensor("context", context)
     if expected is None:
         msg = (
             f"context: expected none, got shape {tuple(context.shape)}: this {name} was made "

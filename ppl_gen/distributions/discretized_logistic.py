@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import constraints
 
-from ppl_gen.distributions.discrete import DiscreteDistribution, check_integers
+from ppl_gen.core.errors import check_count
+from ppl_gen.distributions.discrete import DiscreteDistribution, check_integers, check_parameter
 
 __all__ = ["DiscretizedLogistic", "DiscretizedLogisticMixture"]
 
@@ -30,6 +31,10 @@ class DiscretizedLogisticMixture(DiscreteDistribution):
         loc: Locations, `(*batch, component)`, of the range -1 to 1.
         log_scale: Logarithms of the scales, `(*batch, component)`.
         bins: Number of values.
+
+    Raises:
+        TypeError: If a parameter is no tensor of real numbers, or `bins` is no whole number.
+        ValueError: If there are fewer than 2 bins, or shapes do not broadcast.
 
     References:
         PixelCNN++: Improving the PixelCNN with Discretized Logistic Mixture Likelihood and Other
@@ -57,9 +62,18 @@ class DiscretizedLogisticMixture(DiscreteDistribution):
         bins: int = 256,
         validate_args: bool | None = None,
     ) -> None:
+        check_count("bins", bins)
         if bins < 2:
             raise ValueError(f"bins: expected at least 2, got {bins}.")
-        self.logits, self.loc, self.log_scale = torch.broadcast_tensors(logits, loc, log_scale)
+        given = {"logits": logits, "loc": loc, "log_scale": log_scale}
+        for name, value in given.items():
+            check_parameter(name, value)
+        try:
+            self.logits, self.loc, self.log_scale = torch.broadcast_tensors(*given.values())
+        except RuntimeError as error:
+            shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in given.items())
+            msg = f"logits, loc and log_scale: expected shapes that broadcast, got {shapes}."
+            raise ValueError(msg) from error
         self.bins = bins
         super().__init__(self.loc.shape[:-1], validate_args=validate_args)
 
@@ -170,5 +184,7 @@ class DiscretizedLogistic(DiscretizedLogisticMixture):
         bins: int = 256,
         validate_args: bool | None = None,
     ) -> None:
+        for name, value in (("loc", loc), ("log_scale", log_scale)):
+            check_parameter(name, value)
         loc, log_scale = loc.unsqueeze(-1), log_scale.unsqueeze(-1)
         super().__init__(torch.zeros_like(loc), loc, log_scale, bins, validate_args)

@@ -12,11 +12,13 @@ from torch.distributions import Bernoulli, Categorical, Distribution
 from ppl_gen.core.errors import check_count, unknown
 from ppl_gen.distributions.discretized_logistic import DiscretizedLogisticMixture
 
-__all__ = ["LEAST_LOG_SCALE", "Elements", "Likelihood"]
+__all__ = ["LEAST_LOG_SCALE", "MOST_LOG_SCALE", "Elements", "Likelihood"]
 
 Likelihood = Literal["bernoulli", "categorical", "logistic_mixture"]
 LEAST_LOG_SCALE = -7.0
 """Of a component of a mixture: exp(-7) is a tenth of a grey level of 8 bits."""
+MOST_LOG_SCALE = 20.0
+"""Of a component: the first and the last value have half of it each; beyond, gradients end."""
 _LIKELIHOODS = ("bernoulli", "categorical", "logistic_mixture")
 
 
@@ -47,6 +49,7 @@ class Elements:
         if self.likelihood not in _LIKELIHOODS:
             raise unknown("likelihood", self.likelihood, _LIKELIHOODS)
         check_count("components", self.components)
+        check_count("categories", self.categories)
         if self.categories < 2:
             raise ValueError(f"categories: expected at least 2, got {self.categories}.")
 
@@ -77,9 +80,9 @@ class Elements:
             return Bernoulli(logits=numbers.squeeze(-1), validate_args=False)
         if self.likelihood == "categorical":
             return Categorical(logits=numbers, validate_args=False)
-        logits, loc, log_scale = numbers.chunk(3, dim=-1)
+        logits, loc, log_scale = _components(numbers)
         return DiscretizedLogisticMixture(
-            logits, loc, log_scale.clamp(min=LEAST_LOG_SCALE), self.categories, validate_args=False
+            logits, loc, log_scale, self.categories, validate_args=False
         )
 
     def log_prob(self, numbers: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -121,8 +124,8 @@ class Elements:
         # As for their log probabilities: in half precision most of a small one is lost.
         numbers = numbers.to(torch.promote_types(numbers.dtype, torch.float32))
         if self.likelihood == "logistic_mixture":
-            logits, loc, log_scale = numbers.chunk(3, dim=-1)
-            spread = log_scale.clamp(min=LEAST_LOG_SCALE) + math.log(temperature)
+            logits, loc, log_scale = _components(numbers)
+            spread = log_scale + math.log(temperature)
             grey = DiscretizedLogisticMixture(
                 logits / temperature, loc, spread, self.categories, validate_args=False
             )
@@ -156,6 +159,12 @@ class Elements:
             like: A tensor of the network.
         """
         return x.to(like) * (2 / self.highest) - 1
+
+
+def _components(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return logits, locations and logarithms of the scales of a mixture's components."""
+    logits, loc, log_scale = numbers.chunk(3, dim=-1)
+    return logits, loc, log_scale.clamp(LEAST_LOG_SCALE, MOST_LOG_SCALE)
 
 
 def check_numbers(tensor: torch.Tensor) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.distributions import constraints
 
-from ppl_gen.distributions.autoregressive import Autoregressive
+from ppl_gen.distributions.autoregressive import Autoregressive, checked_size
 from ppl_gen.distributions.discrete import DiscreteDistribution
 from ppl_gen.distributions.sampling.draw import Options, Progress, running_total
 
@@ -31,6 +31,7 @@ class OrderingEnsemble(DiscreteDistribution):
             network under several orderings, or of networks that were trained under different ones.
 
     Raises:
+        TypeError: If one is no such distribution.
         ValueError: If there are none, or their shapes differ.
 
     References:
@@ -57,6 +58,12 @@ class OrderingEnsemble(DiscreteDistribution):
         self.members = tuple(members)
         first = self.members[0]
         for member in self.members:
+            if not isinstance(member, Autoregressive):
+                msg = (
+                    f"members: expected Autoregressive distributions, got {type(member).__name__}. "
+                    "A network gives one when it is called."
+                )
+                raise TypeError(msg)
             if (member.batch_shape, member.event_shape) != (first.batch_shape, first.event_shape):
                 msg = (
                     f"members: expected all of batch shape {tuple(first.batch_shape)} and event "
@@ -105,7 +112,7 @@ class OrderingEnsemble(DiscreteDistribution):
         The options are those of `Autoregressive.sample`. Where elements are given, each draw is
         one of a member that is drawn without regard to them.
         """
-        shape = torch.Size(sample_shape) + self.batch_shape
+        shape = checked_size(sample_shape) + self.batch_shape
         first = self.members[0]
         count = math.prod(shape)
         if not count:

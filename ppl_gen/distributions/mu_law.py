@@ -8,9 +8,18 @@ from typing import Any
 import torch
 from torch.distributions import Categorical, constraints
 
-from ppl_gen.distributions.discrete import DiscreteDistribution
+from ppl_gen.core.errors import check_count
+from ppl_gen.distributions.discrete import (
+    DiscreteDistribution,
+    check_integers,
+    check_parameter,
+    check_tensor,
+)
 
 __all__ = ["MuLawCategorical", "mu_law_decode", "mu_law_encode"]
+
+# By so many an amplitude of 1 may have come out larger, after a few operations.
+_ROUNDINGS = 4
 
 
 def mu_law_encode(waveform: torch.Tensor, levels: int = 256) -> torch.Tensor:
@@ -23,13 +32,14 @@ def mu_law_encode(waveform: torch.Tensor, levels: int = 256) -> torch.Tensor:
         f(a) = \operatorname{sign}(a) \frac{\ln(1 + \mu |a|)}{\ln(1 + \mu)}.
 
     Args:
-        waveform: Amplitudes in [-1, 1], of any shape.
+        waveform: Amplitudes in [-1, 1], of any shape, in a floating-point dtype.
         levels: Number of levels.
 
     Returns:
         Integers from 0 to `levels` - 1, of that shape, in int64.
 
     Raises:
+        TypeError: If it is no tensor, or one of whole numbers.
         ValueError: If an amplitude is out of range, or there are fewer than 2 levels.
 
     References:
@@ -57,18 +67,16 @@ def mu_law_decode(level: torch.Tensor, levels: int = 256) -> torch.Tensor:
         else in the default one.
 
     Raises:
-        ValueError: If a level is out of range, or there are fewer than 2 levels.
+        TypeError: If it is no tensor.
+        ValueError: If a level is out of range or no whole number, or there are fewer than 2 levels.
 
     Example:
         >>> mu_law_decode(torch.tensor([0, 128, 255])).tolist()
         [-1.0, 8.621...e-05, 1.0]
     """
     mu = _mu(levels)
-    if level.numel():
-        low, high = (float(value) for value in torch.aminmax(level))
-        if not (low >= 0 and high <= mu):
-            msg = f"level: expected integers from 0 to {mu}, got values from {low:g} to {high:g}."
-            raise ValueError(msg)
+    check_tensor("level", level)
+    check_integers("level", level, mu)
     real = level if level.is_floating_point() else level.to(torch.get_default_dtype())
     return _amplitude(real, mu)
 
@@ -85,6 +93,10 @@ class MuLawCategorical(DiscreteDistribution):
     Args:
         logits: Unnormalized log probabilities of the levels, `(*batch, level)`.
 
+    Raises:
+        TypeError: If they are no tensor of real numbers.
+        ValueError: If there are fewer than 2 levels.
+
     References:
         WaveNet: A Generative Model for Raw Audio. van den Oord et al., 2016. arXiv:1609.03499.
 
@@ -99,6 +111,7 @@ class MuLawCategorical(DiscreteDistribution):
     has_enumerate_support = True
 
     def __init__(self, logits: torch.Tensor, validate_args: bool | None = None) -> None:
+        check_parameter("logits", logits)
         if logits.ndim == 0 or logits.shape[-1] < 2:
             msg = (
                 "logits: expected shape (*batch, level) with at least 2 levels, got "
@@ -173,16 +186,24 @@ class MuLawCategorical(DiscreteDistribution):
 
 
 def check_amplitudes(waveform: torch.Tensor) -> None:
-    """Refuse a waveform with amplitudes out of range.
+    """Refuse a waveform with amplitudes out of range, but for the rounding of its dtype.
 
     Args:
         waveform: Amplitudes that should be in [-1, 1], of any shape.
 
     Raises:
+        TypeError: If it is no tensor, or one of whole numbers.
         ValueError: If one is out of range.
     """
-    largest = float(waveform.abs().max()) if waveform.numel() else 0.0
-    if not largest <= 1:
+    check_tensor("waveform", waveform)
+    if not waveform.is_floating_point():
+        msg = (
+            f"waveform: expected amplitudes from -1 to 1 as real numbers, got {waveform.dtype}. "
+            "Write waveform / 32768 for samples of 16 bits."
+        )
+        raise TypeError(msg)
+    largest = float(waveform.detach().abs().max()) if waveform.numel() else 0.0
+    if not largest <= 1 + _ROUNDINGS * torch.finfo(waveform.dtype).eps:
         msg = (
             f"waveform: expected amplitudes from -1 to 1, got {largest:g}. Divide 16-bit samples "
             "by 32768, or the waveform by its largest amplitude."
@@ -199,23 +220,31 @@ class _Amplitudes(constraints.Constraint):
         self.mu = levels - 1
 
     def check(self, value: torch.Tensor) -> torch.Tensor:
+        value = value if value.is_floating_point() else value.to(torch.get_default_dtype())
         exact = _amplitude(_nearest(value, self.mu).to(value), self.mu)
         # Exponentials of different devices and dtypes differ in the last digits.
         return (value - exact).abs() <= 16 * torch.finfo(value.dtype).eps
 
 
+def at_least_single(x: torch.Tensor) -> torch.Tensor:
+    """Return numbers in single precision, where they are in less of it."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _mu(levels: int) -> int:
+    check_count("levels", levels)
     if levels < 2:
         raise ValueError(f"levels: expected at least 2, got {levels}.")
     return levels - 1
 
 
 def _nearest(waveform: torch.Tensor, mu: int) -> torch.Tensor:
+    waveform = at_least_single(waveform)
     compressed = waveform.sign() * (mu * waveform.abs()).log1p() / math.log1p(mu)
     return ((compressed + 1) * (mu / 2) + 0.5).floor().clamp(0, mu).long()
 
 
 def _amplitude(level: torch.Tensor, mu: int) -> torch.Tensor:
-    compressed = level * (2 / mu) - 1
+    compressed = at_least_single(level) * (2 / mu) - 1
     size = (compressed.abs() * math.log1p(mu)).expm1() / mu
-    return compressed.sign() * size.clamp(max=1.0)
+    return (compressed.sign() * size.clamp(max=1.0)).to(level.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import pyro
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from pyro.distributions import TorchDistribution
 from torch.distributions import constraints
 
-from ppl_gen.core.errors import SiteError
+from ppl_gen.core.errors import SiteError, check_count
 from ppl_gen.core.pair import pair_config
 from ppl_gen.distributions import (
     Autoregressive,
@@ -19,11 +20,17 @@ from ppl_gen.distributions import (
     mu_law_decode,
     mu_law_encode,
 )
-from ppl_gen.distributions.mu_law import check_amplitudes
+from ppl_gen.distributions.discrete import check_integers, check_tensor
+from ppl_gen.distributions.mu_law import at_least_single, check_amplitudes
 from ppl_gen.models.autoregressive_likelihood import AutoregressiveLikelihood
-from ppl_gen.models.checks import check_positive, check_size
+from ppl_gen.models.checks import check_positive
 
 __all__ = ["AutoregressiveAudio"]
+
+# The last network of another length of each, so that the next draw finds its sampler made.
+_of_other_length: WeakKeyDictionary[AutoregressiveNetwork, AutoregressiveNetwork] = (
+    WeakKeyDictionary()
+)
 
 
 class AutoregressiveAudio(AutoregressiveLikelihood):
@@ -92,7 +99,7 @@ class AutoregressiveAudio(AutoregressiveLikelihood):
                 f"event_shape={tuple(network.event_shape)}."
             )
             raise ValueError(msg)
-        check_size("rate", rate)
+        check_count("rate", rate)
         self.rate = rate
         self.mu_law = mu_law
 
@@ -105,17 +112,21 @@ class AutoregressiveAudio(AutoregressiveLikelihood):
         """Return the levels of amplitudes.
 
         Args:
-            waveform: Amplitudes in [-1, 1], of any shape.
+            waveform: Amplitudes in [-1, 1], of any shape, in a floating-point dtype.
 
         Returns:
             Levels from 0 to `levels` - 1, of that shape, in int64.
 
         Raises:
+            TypeError: If it is no tensor, or one of whole numbers.
             ValueError: If an amplitude is out of range.
         """
         if self.mu_law:
             return mu_law_encode(waveform, self.levels)
-        return _linear(waveform, self.levels)
+        check_amplitudes(waveform)
+        half = self.levels // 2  # of 65,536 levels, they are those of 16-bit samples
+        places = (at_least_single(waveform) * (self.levels / 2)).round() + half
+        return places.clamp(0, self.levels - 1).long()
 
     def decode(self, x: torch.Tensor) -> torch.Tensor:
         """Return the amplitudes of levels.
@@ -125,9 +136,15 @@ class AutoregressiveAudio(AutoregressiveLikelihood):
 
         Returns:
             Amplitudes in [-1, 1], of that shape.
+
+        Raises:
+            TypeError: If it is no tensor.
+            ValueError: If a level is out of range or no whole number.
         """
         if self.mu_law:
             return mu_law_decode(x, self.levels)
+        check_tensor("level", x)
+        check_integers("level", x, self.levels - 1)
         real = x if x.is_floating_point() else x.to(torch.get_default_dtype())
         return (real - self.levels // 2) / (self.levels / 2)
 
@@ -277,7 +294,8 @@ class AutoregressiveAudio(AutoregressiveLikelihood):
         Raises:
             SiteError: If something is wrong with the classes.
             ValueError: If an option is out of range, or the beginning is too long.
-            TypeError: If the network has no `with_length` to be of other sequences by.
+            TypeError: If the beginning is no tensor of amplitudes, or the network has no
+                `with_length` to be of other sequences by.
         """
         longer = self if seconds is None else self._lasting(seconds)
         known = None if given is None else longer._beginning(given)
@@ -302,11 +320,16 @@ class AutoregressiveAudio(AutoregressiveLikelihood):
                 f"{type(self.network).__name__}. Leave seconds out."
             )
             raise TypeError(msg)
-        config = {**pair_config(self), "network": with_length(max(1, round(seconds * self.rate)))}
-        return type(self)(**config)
+        length = max(1, round(seconds * self.rate))
+        kept = _of_other_length.get(self.network)
+        here = self.network.order.device
+        if kept is None or kept.event_shape != (length,) or kept.order.device != here:
+            kept = _of_other_length[self.network] = with_length(length)
+        return type(self)(**{**pair_config(self), "network": kept})
 
     def _beginning(self, given: torch.Tensor) -> torch.Tensor:
         """Return the levels of a beginning, and NaN after it."""
+        check_tensor("given", given)
         given = torch.atleast_1d(given)
         missing = self.network.event_shape[0] - given.shape[-1]
         if missing < 1:
@@ -347,9 +370,3 @@ class _Scored(TorchDistribution):
 
     def sample(self, sample_shape: Any = torch.Size()) -> torch.Tensor:  # noqa: B008
         return self.whole.expand(self.batch_shape).sample(sample_shape)
-
-
-def _linear(waveform: torch.Tensor, levels: int) -> torch.Tensor:
-    """Return evenly spaced levels of amplitudes; of 65,536 those of 16-bit samples."""
-    check_amplitudes(waveform)
-    return (waveform * (levels / 2)).round().add(levels // 2).clamp(0, levels - 1).long()

@@ -93,7 +93,7 @@ class AutoregressiveImage(AutoregressiveLikelihood):
         Raises:
             SiteError: If something is wrong with them.
         """
-        check_pixels(x, self.network.event_shape, self.network.elements, drawn=False)
+        self._check(x, drawn=False)
         self.check_labels(y, len(x))
 
     def check_values(self, x: torch.Tensor) -> None:
@@ -105,4 +105,8 @@ class AutoregressiveImage(AutoregressiveLikelihood):
         Raises:
             SiteError: If something is wrong with them.
         """
-        check_pixels(x, self.network.event_shape, self.network.elements, drawn=True)
+        self._check(x, drawn=True)
+
+    def _check(self, x: torch.Tensor, *, drawn: bool) -> None:
+        shape, elements = self.network.event_shape, self.network.elements
+        check_pixels(x, shape, elements, "Make the network for ", drawn=drawn)

@@ -9,18 +9,18 @@ import pyro
 import torch
 from pyro.distributions import TorchDistribution
 
-from ppl_gen.core.errors import SiteError
+from ppl_gen.core.errors import SiteError, check_count
 from ppl_gen.core.pair import Pair
-from ppl_gen.core.progress import ProgressBar
-from ppl_gen.core.scope import evaluating, seeded
+from ppl_gen.core.scope import evaluating
 from ppl_gen.distributions import AutoregressiveNetwork
+from ppl_gen.distributions.discrete import check_tensor
 from ppl_gen.models.checks import (
     check_categories,
     check_classes,
     check_events,
     check_positive,
-    check_size,
 )
+from ppl_gen.models.sampling import sampling
 
 __all__ = ["AutoregressiveLikelihood"]
 
@@ -140,13 +140,17 @@ class AutoregressiveLikelihood(Pair):
         expected = f"integers of shape ({rows},) from 0 to {self.num_classes - 1}"
         got, remedy = type(y).__name__, "Give the class of each."
         if isinstance(y, torch.Tensor):
-            kind = str(y.dtype).removeprefix("torch.")
-            got, remedy = f"{kind} of shape {tuple(y.shape)}", "Give one for each row of 'x'."
-            fits = y.ndim == 1 and len(y) > 0 and length in (None, len(y))
-            integer = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
-            if fits and integer:
-                return check_classes("y", y, self.num_classes)
-            remedy = "Write y.long()." if fits else remedy
+            got = f"{str(y.dtype).removeprefix('torch.')} of shape {tuple(y.shape)}"
+            if y.ndim == 1 and len(y) > 0 and length in (None, len(y)):
+                if _are_integers(y):
+                    return check_classes("y", y, self.num_classes)
+                remedy = "Write y.long()."
+            elif y.ndim == 2 and y.shape[1] in (1, self.num_classes):
+                remedy = "Write y.squeeze(1)." if y.shape[1] == 1 else "Write y.argmax(1)."
+            elif length is not None:
+                remedy = "Give one for each row of 'x'."
+        elif hasattr(y, "__len__"):
+            remedy = "Write torch.as_tensor(y)."
         raise SiteError("y", expected=expected, got=got, remedy=remedy)
 
     def log_prior(self) -> torch.Tensor:
@@ -167,8 +171,19 @@ class AutoregressiveLikelihood(Pair):
         Returns:
             A distribution with batch shape `batch` and event shape `network.event_shape`.
         """
-        images: TorchDistribution = self.network(None if y is None else self.vectors(y))
+        images: TorchDistribution = self.network(self.context(y))
         return images
+
+    def context(self, y: torch.Tensor | None) -> torch.Tensor | None:
+        """Return what the network is told of classes; None where there are none.
+
+        Args:
+            y: Classes, `(*batch,)` integers, or None.
+
+        Raises:
+            SiteError: If they are missing, not wanted, or of another type.
+        """
+        return None if y is None and self.num_classes is None else self.vectors(y)
 
     def log_prob(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
         """Return the log probability of each observation, without gradients.
@@ -252,37 +267,36 @@ class AutoregressiveLikelihood(Pair):
             Values, `(n, *event_shape)`.
 
         Raises:
-            SiteError: If something is wrong with the classes, or with what is known.
-            ValueError: If an option is out of range.
+            SiteError: If something is wrong with the classes.
+            TypeError: If what is known is no tensor.
+            ValueError: If an option is out of range, or something is wrong with what is known.
         """
         labels, shape = None, torch.Size()
         if self.num_classes is None and not isinstance(rows, torch.Tensor):
-            check_size("rows", rows)
+            check_count("rows", rows)
             shape = torch.Size((rows,))
         else:
             self.check_labels(rows)
             assert isinstance(rows, torch.Tensor)
             labels = rows
         if given is not None:
+            check_tensor("given", given)
             given = given.to(self.like.device)
         count = rows if isinstance(rows, int) else len(rows)
-        bar = ProgressBar(
-            "sampling",
+        options: dict[str, Any] = {"given": given, "temperature": temperature, "top_p": top_p}
+        with sampling(
+            self,
             count * math.prod(self.network.event_shape),
-            enabled=progress,
             unit=self.unit,
             real_time=None if self.rate is None else count * self.rate,
-        )
-        options: dict[str, Any] = {
-            "given": given,
-            "temperature": temperature,
-            "top_p": top_p,
-            "progress": lambda done, total: bar.update(done),
-        }
-        with bar, seeded(seed), torch.no_grad(), evaluating(self):
-            return self.distribution(labels).sample(shape, **options)
+            seed=seed,
+            progress=progress,
+        ) as tell:
+            distribution: Any = self.distribution(labels)
+            drawn: torch.Tensor = distribution.sample(shape, progress=tell, **options)
+            return drawn
 
-    def vectors(self, y: torch.Tensor) -> torch.Tensor:
+    def vectors(self, y: torch.Tensor | None) -> torch.Tensor:
         """Return classes as vectors of a one among zeros, as the network is told of them.
 
         Args:
@@ -290,8 +304,14 @@ class AutoregressiveLikelihood(Pair):
 
         Returns:
             Vectors, `(*batch, num_classes)`.
+
+        Raises:
+            SiteError: If they are missing, not wanted, or of another type.
         """
+        if self.num_classes is None or not _are_integers(y):
+            self.check_labels(y.flatten() if isinstance(y, torch.Tensor) else y)
         assert self.num_classes is not None
+        assert y is not None
         classes = torch.arange(self.num_classes, device=self.like.device)
         return (y.to(classes.device).unsqueeze(-1) == classes).to(self.like.dtype)
 
@@ -299,6 +319,12 @@ class AutoregressiveLikelihood(Pair):
     def like(self) -> torch.Tensor:
         """A tensor of the network's dtype and device."""
         return next(self.network.parameters())
+
+
+def _are_integers(y: Any) -> bool:
+    return isinstance(y, torch.Tensor) and not (
+        y.is_floating_point() or y.is_complex() or y.dtype == torch.bool
+    )
 
 
 def _check_network(network: Any, num_classes: int | None) -> None:
@@ -309,7 +335,7 @@ def _check_network(network: Any, num_classes: int | None) -> None:
         )
         raise TypeError(msg)
     if num_classes is not None:
-        check_size("num_classes", num_classes)
+        check_count("num_classes", num_classes)
     wanted = None if num_classes is None else torch.Size((num_classes,))
     if network.context_shape != wanted:
         got = "none" if network.context_shape is None else f"shape {tuple(network.context_shape)}"

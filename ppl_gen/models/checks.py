@@ -8,69 +8,23 @@ from typing import Any
 
 import torch
 
-from ppl_gen.core.errors import SiteError
+from ppl_gen.core.errors import SiteError, check_count
 
 __all__ = [
+    "NOT_FINITE",
     "check_categories",
     "check_classes",
     "check_condition",
     "check_events",
     "check_features",
     "check_positive",
-    "check_size",
-    "check_sizes",
     "check_target",
     "check_weight",
+    "vector_shape",
 ]
 
-
-def check_size(name: str, value: Any) -> None:
-    """Refuse a number of things that is not a positive integer.
-
-    Args:
-        name: Name of the constructor argument.
-        value: What was given.
-
-    Raises:
-        TypeError: If it is no integer.
-        ValueError: If it is smaller than 1.
-
-    Example:
-        >>> check_size("num_features", 3)
-    """
-    if isinstance(value, bool) or not isinstance(value, int):
-        msg = f"{name}: expected an integer of at least 1, got {value!r}. Give a plain int."
-        raise TypeError(msg)
-    if value < 1:
-        msg = f"{name}: expected an integer of at least 1, got {value}. Give a positive number."
-        raise ValueError(msg)
-
-
-def check_sizes(name: str, values: Any, least: int = 1) -> tuple[int, ...]:
-    """Return positive integers as a tuple.
-
-    Args:
-        name: Name of the constructor argument.
-        values: What was given.
-        least: How many there have to be at least.
-
-    Raises:
-        TypeError: If it is no sequence of integers.
-        ValueError: If there are fewer, or one of them is smaller than 1.
-
-    Example:
-        >>> check_sizes("hidden_sizes", [400, 200])
-        (400, 200)
-    """
-    if isinstance(values, str) or not isinstance(values, Sequence):
-        msg = f"{name}: expected a tuple of positive integers, got {values!r}. Write ({values},)."
-        raise TypeError(msg)
-    for i, value in enumerate(values):
-        check_size(f"{name}[{i}]", value)
-    if len(values) < least:
-        msg = f"{name}: expected at least {least} number, got {values!r}."
-        raise ValueError(msg)
-    return tuple(values)
+NOT_FINITE = "Remove what is not finite, or fill it in."
+"""What to do about NaN and infinity."""
 
 
 def check_positive(name: str, value: Any) -> None:
@@ -115,6 +69,26 @@ def check_weight(name: str, value: Any) -> None:
     if not (math.isfinite(value) and value >= 0):
         msg = f"{name}: expected a finite number of at least 0, got {value}."
         raise ValueError(msg)
+
+
+def vector_shape(size: int | None) -> tuple[int, ...] | None:
+    """Return the shape of a context that is a vector; None where there is none.
+
+    Args:
+        size: What was given as `context_size`.
+
+    Raises:
+        TypeError: If it is no whole number.
+        ValueError: If it is below 1.
+
+    Example:
+        >>> vector_shape(10)
+        (10,)
+    """
+    if size is None:
+        return None
+    check_count("context_size", size)
+    return (size,)
 
 
 def check_features(name: str, value: Any, num_features: int) -> None:
@@ -271,17 +245,25 @@ def check_events(name: str, value: Any, event_shape: Sequence[int], make: str) -
     if not isinstance(value, torch.Tensor):
         remedy = f"Write torch.as_tensor({name})."
         raise SiteError(name, expected=expected, got=type(value).__name__, remedy=remedy)
+    if value.is_complex():
+        remedy = f"Take {name}.real, or {name}.abs()."
+        raise SiteError(name, expected="real numbers", got=str(value.dtype), remedy=remedy)
     got = f"shape {tuple(value.shape)}"
     if value.ndim == 0 or len(value) == 0:
         raise SiteError(name, expected=expected, got=got, remedy="Give at least one.")
-    if value.shape[1:] == event_shape:
+    axes = tuple(value.shape[1:])
+    if axes == event_shape:
         return
     if value.shape == event_shape:
         remedy = f"Write {name}[None] for a single one."
+    elif sorted(axes) == sorted(event_shape):
+        last_first = (*axes[-1:], *axes[:-1]) == event_shape
+        order = f"Write {name}.movedim(-1, 1)." if last_first else "Bring its axes into that order."
+        remedy = f"Its axes come in another order. {order}"
     elif value[0].numel() == math.prod(event_shape):
         remedy = f"Write {name}.reshape(-1, {shape})."
     else:
-        remedy = f"{make}{tuple(value.shape[1:])}."
+        remedy = f"{make}{axes}."
     raise SiteError(name, expected=expected, got=got, remedy=remedy)
 
 
@@ -307,7 +289,9 @@ def check_categories(name: str, value: torch.Tensor, highest: int, remedy: str =
     got = f"values from {low:g} to {high:g}"
     if inside:
         got = f"{float(value[value != value.round()][0]):g}, between two of them"
-    if not remedy:
+    if not math.isfinite(low + high):
+        remedy = NOT_FINITE
+    elif not remedy:
         remedy = "Round and shift them to categories."
         if not inside and low >= 0 and high.is_integer():
             remedy = f"Make the network for {int(high) + 1} categories, or use fewer."

@@ -9,13 +9,12 @@ import pyro
 import pyro.distributions as dist
 import torch
 
+from ppl_gen.core.errors import check_count, check_counts
 from ppl_gen.core.pair import Pair
 from ppl_gen.models.checks import (
     check_classes,
     check_condition,
     check_positive,
-    check_size,
-    check_sizes,
 )
 from ppl_gen.models.networks import image_decoder, image_encoder
 from ppl_gen.models.pixels import PixelLikelihood
@@ -105,18 +104,18 @@ class ConditionalVAE(Pair):
         pixel_scale: float = 0.2,
     ) -> None:
         super().__init__()
-        self.image_shape = check_sizes("image_shape", image_shape)
-        check_size("condition_size", condition_size)
+        self.image_shape = check_counts("image_shape", image_shape)
+        check_count("condition_size", condition_size)
         self.condition_size = condition_size
-        check_size("latent_size", latent_size)
+        check_count("latent_size", latent_size)
         self.latent_size = latent_size
-        self.hidden_sizes = check_sizes("hidden_sizes", hidden_sizes, least=0)
+        self.hidden_sizes = check_counts("hidden_sizes", hidden_sizes, least=0)
         self.likelihood = likelihood
         self.network = network
         check_positive("beta", beta)
         self.beta = beta
         self.num_categories = num_categories
-        self.channels = check_sizes("channels", channels)
+        self.channels = check_counts("channels", channels)
         self.pixel_scale = pixel_scale
 
         self.pixels = PixelLikelihood(likelihood, self.image_shape, num_categories, pixel_scale)
@@ -325,7 +324,7 @@ class ConditionalVAE(Pair):
             SiteError: If something is wrong with images or conditions.
             ValueError: If the number of samples is not positive.
         """
-        check_size("num_samples", num_samples)
+        check_count("num_samples", num_samples)
         self._check_scored(x, y)
         rows = rows_at_once(self.decoder.width)
         batches = self._encoded(x, y, rows // num_samples)

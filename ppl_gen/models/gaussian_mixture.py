@@ -12,10 +12,10 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 
-from ppl_gen.core.errors import SiteError, unknown
+from ppl_gen.core.errors import SiteError, check_count, unknown
 from ppl_gen.core.pair import Pair
 from ppl_gen.core.posterior import Posterior
-from ppl_gen.models.checks import check_features, check_positive, check_size
+from ppl_gen.models.checks import check_features, check_positive
 from ppl_gen.models.relabelling import align, permute
 
 if TYPE_CHECKING:
@@ -138,8 +138,8 @@ class GaussianMixture(Pair):
         correlation_concentration: float = 2.0,
     ) -> None:
         super().__init__()
-        check_size("num_components", num_components)
-        check_size("num_features", num_features)
+        check_count("num_components", num_components)
+        check_count("num_features", num_features)
         check_positive("weights_concentration", weights_concentration)
         check_positive("locs_scale", locs_scale)
         check_positive("scales_median", scales_median)

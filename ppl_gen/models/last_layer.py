@@ -13,6 +13,7 @@ from torch.distributions import constraints
 from ppl_gen.core.pair import Pair, prepare
 from ppl_gen.core.scope import evaluating
 from ppl_gen.distributions import Autoregressive, AutoregressiveNetwork
+from ppl_gen.distributions.discrete import check_tensor
 from ppl_gen.models.autoregressive_likelihood import AutoregressiveLikelihood
 from ppl_gen.models.checks import check_positive
 
@@ -107,7 +108,7 @@ class BayesianLastLayer(Pair):
         offset = pyro.sample("offset", prior)
         if numbers is None:
             numbers = self._numbers(x, y)
-        context = None if y is None else self.likelihood.vectors(y)
+        context = self.likelihood.context(y)
         with pyro.plate("data", len(x)):
             adjusted = _WithNumbers(self._adjusted, context, log_gain, offset, x, numbers)
             values: torch.Tensor = pyro.sample("x", adjusted, obs=x)
@@ -162,8 +163,24 @@ class BayesianLastLayer(Pair):
 
         Returns:
             A distribution with batch shape `batch`.
+
+        Raises:
+            SiteError: If classes are missing, not wanted, or of another type.
+            TypeError: If gains or offsets are no tensors.
+            ValueError: If shapes do not fit together.
         """
-        context = None if y is None else self.likelihood.vectors(y)
+        check_tensor("log_gain", log_gain)
+        check_tensor("offset", offset)
+        outputs = self.likelihood.network.elements.num_outputs
+        batch = tuple(log_gain.shape)
+        if offset.shape != (*batch, outputs) or (y is not None and y.shape != batch):
+            told = "" if y is None else f", and {tuple(y.shape)} of y"
+            msg = (
+                f"offset and y: expected shapes {(*batch, outputs)} and {batch}, as log_gain has "
+                f"{batch}, got {tuple(offset.shape)} of offset{told}."
+            )
+            raise ValueError(msg)
+        context = self.likelihood.context(y)
         return Autoregressive(self._adjusted, _joined(context, log_gain, offset))
 
     @property
@@ -177,7 +194,7 @@ class BayesianLastLayer(Pair):
 
     def _numbers(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
         """Return the network's numbers, `(n, *event_shape, num_outputs)`."""
-        context = None if y is None else self.likelihood.vectors(y)
+        context = self.likelihood.context(y)
         with torch.no_grad(), evaluating(self.likelihood):
             return self.likelihood.network.numbers(x, context)
 

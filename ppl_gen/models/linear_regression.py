@@ -10,8 +10,9 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.transforms import PowerTransform
 
+from ppl_gen.core.errors import check_count
 from ppl_gen.core.pair import Pair
-from ppl_gen.models.checks import check_features, check_positive, check_size, check_target
+from ppl_gen.models.checks import check_features, check_positive, check_target
 
 __all__ = ["BayesianLinearRegression", "NormalInverseGammaPosterior", "NormalPosterior"]
 
@@ -61,7 +62,7 @@ class NormalPosterior:
         Returns:
             Values by site, with the draws along the first axis.
         """
-        check_size("draws", draws)
+        check_count("draws", draws)
         noise = _standard_normal(draws, self.mean, _generator(seed))
         tril = torch.linalg.cholesky(self.covariance)
         return _split(self.mean + noise @ tril.mT, self.intercept)
@@ -149,7 +150,7 @@ class NormalInverseGammaPosterior:
         Returns:
             Values by site, with the draws along the first axis.
         """
-        check_size("draws", draws)
+        check_count("draws", draws)
         generator = _generator(seed)
         # torch's distributions cannot be given a generator; the primitive below can.
         concentration = self.mean.new_full((draws,), self.concentration)
@@ -220,7 +221,7 @@ class BayesianLinearRegression(Pair):
         noise_rate: float = 0.01,
     ) -> None:
         super().__init__()
-        check_size("num_features", num_features)
+        check_count("num_features", num_features)
         check_positive("prior_scale", prior_scale)
         check_positive("intercept_scale", intercept_scale)
         check_positive("noise_concentration", noise_concentration)

@@ -6,9 +6,9 @@ import pyro
 import pyro.distributions as dist
 import torch
 
-from ppl_gen.core.errors import SiteError
+from ppl_gen.core.errors import SiteError, check_count
 from ppl_gen.core.pair import Pair
-from ppl_gen.models.checks import check_features, check_positive, check_size, check_target
+from ppl_gen.models.checks import check_features, check_positive, check_target
 
 __all__ = ["BayesianLogisticRegression"]
 
@@ -57,7 +57,7 @@ class BayesianLogisticRegression(Pair):
         intercept_scale: float = 10.0,
     ) -> None:
         super().__init__()
-        check_size("num_features", num_features)
+        check_count("num_features", num_features)
         check_positive("prior_scale", prior_scale)
         check_positive("intercept_scale", intercept_scale)
         self.num_features = num_features

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 
-from ppl_gen.core.pair import Pair
-from ppl_gen.core.scope import seeded
-from ppl_gen.distributions import Elements
-from ppl_gen.models.checks import check_size, check_sizes, check_weight
-from ppl_gen.models.networks import GatedPixelCNN, image_decoder, image_encoder
+from ppl_gen.core.errors import check_count
+from ppl_gen.distributions import Autoregressive, Elements
+from ppl_gen.distributions.discrete import check_tensor
+from ppl_gen.distributions.sampling.draw import Progress
+from ppl_gen.models.checks import check_weight
+from ppl_gen.models.image_autoencoder import ImageAutoencoder
+from ppl_gen.models.networks import GatedPixelCNN
 from ppl_gen.models.pixel_values import check_pixels, draw_binary
-from ppl_gen.models.scoring import (
-    ElboTerms,
-    Encoded,
-    elbo_terms,
-    importance_log_likelihood,
-    normal_kl,
-    rows_at_once,
-)
+from ppl_gen.models.sampling import sampling
+from ppl_gen.models.scoring import normal_kl
 
 __all__ = ["PixelVAE"]
 
 
-class PixelVAE(Pair):
+class PixelVAE(ImageAutoencoder):
     r"""A variational autoencoder with a gated PixelCNN for its last layers.
 
     Generative story, for each image :math:`x_i`:
@@ -103,34 +101,18 @@ class PixelVAE(Pair):
         network: str = "mlp",
         channels: Sequence[int] = (32, 64),
     ) -> None:
-        super().__init__()
-        self.image_shape = check_sizes("image_shape", image_shape)
-        check_size("latent_size", latent_size)
-        self.latent_size = latent_size
-        self.hidden_sizes = check_sizes("hidden_sizes", hidden_sizes, least=0)
+        super().__init__(image_shape, latent_size, hidden_sizes, network, channels)
         self.elements = elements
         self.features, self.layers = features, layers
-        check_size("maps", maps)
+        check_count("maps", maps)
         self.maps = maps
         check_weight("free_nats", free_nats)
         self.free_nats = free_nats
-        self.network = network
-        self.channels = check_sizes("channels", channels)
-
-        self.encoder = image_encoder(
-            network, self.image_shape, self.channels, self.hidden_sizes, 2 * latent_size
-        )
-        self.decoder = image_decoder(
-            network, latent_size, self.hidden_sizes, self.channels, self.image_shape, maps
-        )
+        self.add_networks(maps)
         count = maps * (self.image_shape[0] if len(self.image_shape) == 3 else 1)
         self.pixels = GatedPixelCNN(
             self.image_shape, features, layers, elements=elements, context_maps=count
         )
-        self.prior_loc: torch.Tensor
-        self.prior_scale: torch.Tensor
-        self.register_buffer("prior_loc", torch.zeros(latent_size), persistent=False)
-        self.register_buffer("prior_scale", torch.ones(latent_size), persistent=False)
 
     def model(self, x: torch.Tensor) -> torch.Tensor:
         """Run the generative story of the class once.
@@ -187,7 +169,7 @@ class PixelVAE(Pair):
         Raises:
             SiteError: If something is wrong with them.
         """
-        check_pixels(x, self.image_shape, self.elements, drawn=False)
+        self._check(x, drawn=False)
 
     def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the guide's distribution of the latents of images.
@@ -198,28 +180,36 @@ class PixelVAE(Pair):
         Returns:
             Location and scale (a standard deviation), both `(*batch, latent_size)`.
         """
+        check_tensor("x", x)
         features = self.elements.features(x, self.prior_loc)
         loc, log_scale = self.encoder(features).chunk(2, dim=-1)
         return loc, log_scale.exp()
 
-    def decode(self, z: torch.Tensor) -> dist.TorchDistribution:
+    def decode(self, z: torch.Tensor) -> Autoregressive:
         """Return the distribution of images given their latents.
 
         Args:
             z: Latents, `(*batch, latent_size)`.
 
         Returns:
-            An `Autoregressive` distribution with batch shape `batch` and event shape
+            A distribution with batch shape `batch` and event shape
             `image_shape`.
         """
+        self.check_latents(z)
         height, width = self.image_shape[-2:]
         maps = self.decoder(z).reshape(*z.shape[:-1], -1, height, width, self.maps)
         context = maps.movedim(-1, -3).flatten(-4, -3)
-        images: dist.TorchDistribution = self.pixels(context)
+        images: Autoregressive = self.pixels(context)
         return images
 
     def sample(
-        self, rows: int, *, temperature: float = 1.0, top_p: float = 1.0, seed: int = 0
+        self,
+        rows: int,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        progress: bool = True,
     ) -> torch.Tensor:
         """Draw latents from their prior, and images given them.
 
@@ -229,25 +219,28 @@ class PixelVAE(Pair):
             top_p: Only the likeliest values are drawn that together have this share of the
                 probability.
             seed: Seed of the draws.
+            progress: Whether to show how far and how fast it is, where it takes over two seconds.
 
         Returns:
             Images, `(n, *image_shape)`.
 
         Raises:
+            TypeError: If an option is of the wrong type.
             ValueError: If an option is out of range.
         """
-        check_size("rows", rows)
+        check_count("rows", rows)
         options: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
-        with seeded(seed), torch.no_grad():
+        with self._sampling(rows, seed, progress=progress) as tell:
             z = torch.randn(rows, self.latent_size).to(self.prior_loc)
-            return self.decode(z).sample(**options)
+            return self.decode(z).sample(progress=tell, **options)
 
-    def reconstruct(self, x: torch.Tensor, *, seed: int = 0) -> torch.Tensor:
+    def reconstruct(self, x: torch.Tensor, *, seed: int = 0, progress: bool = True) -> torch.Tensor:
         """Draw images at the guide's location for given ones: what they share, latents tell.
 
         Args:
             x: Images, `(n, *image_shape)`.
             seed: Seed of the draws.
+            progress: Whether to show how far and how fast it is, where it takes over two seconds.
 
         Returns:
             Images, `(n, *image_shape)`.
@@ -256,57 +249,34 @@ class PixelVAE(Pair):
             SiteError: If something is wrong with the images.
         """
         self.validate(x)
-        with seeded(seed), torch.no_grad():
-            return self.decode(self.encode(x.to(self.prior_loc.device))[0]).sample()
+        with self._sampling(len(x), seed, progress=progress) as tell:
+            loc, _ = self.encode(x.to(self.prior_loc.device))
+            return self.decode(loc).sample(progress=tell)
 
-    def elbo_terms(self, x: torch.Tensor, *, seed: int = 0) -> ElboTerms:
-        """Return reconstruction cost and Kullback-Leibler divergence of each image.
+    def _sampling(
+        self, rows: int, seed: int, *, progress: bool
+    ) -> AbstractContextManager[Progress]:
+        count = rows * math.prod(self.image_shape)
+        return sampling(self, count, unit="pixels", seed=seed, progress=progress)
 
-        Args:
-            x: Images, `(n, *image_shape)`, of pixels, not of their probabilities.
-            seed: Seed of the draws of `z`, one for each image.
-
-        Returns:
-            Both parts of the negative evidence lower bound, without gradients, in float64.
-
-        Raises:
-            SiteError: If something is wrong with the images.
-        """
-        check_pixels(x, self.image_shape, self.elements, drawn=True)
-        return elbo_terms(self._encoded(x, self._rows), self.prior_loc.device, seed)
-
-    def importance_log_likelihood(
-        self, x: torch.Tensor, num_samples: int = 500, *, seed: int = 0
-    ) -> torch.Tensor:
-        """Estimate the log-likelihood of each image by importance sampling from the guide.
+    def check_scored(self, x: torch.Tensor) -> None:
+        """Check images whose likelihood is wanted: pixels, not the probabilities of binary ones.
 
         Args:
-            x: Images, `(n, *image_shape)`, of pixels, not of their probabilities.
-            num_samples: Number of draws of `z` for each image.
-            seed: Seed of the draws.
-
-        Returns:
-            Log-likelihoods in nats, `(n,)`, in float64; see `VAE.importance_log_likelihood`.
+            x: Images, `(n, *image_shape)`.
 
         Raises:
-            SiteError: If something is wrong with the images.
-            ValueError: If the number of samples is not positive.
+            SiteError: If something is wrong with them.
         """
-        check_size("num_samples", num_samples)
-        check_pixels(x, self.image_shape, self.elements, drawn=True)
-        batches = self._encoded(x, self._rows // num_samples)
-        device = self.prior_loc.device
-        return importance_log_likelihood(batches, device, num_samples, self._rows, seed)
+        self._check(x, drawn=True)
+
+    def _check(self, x: torch.Tensor, *, drawn: bool) -> None:
+        make = "Create the pair with image_shape="
+        check_pixels(x, self.image_shape, self.elements, make, drawn=drawn)
 
     @property
-    def _rows(self) -> int:
-        """How many latents to decode at a time."""
+    def width(self) -> int:
+        """Largest number of values that a layer holds for one image."""
         height, width = self.image_shape[-2:]
         layer = height * width * max(2 * self.features, self.pixels.last.out_channels)
-        return rows_at_once(max(self.decoder.width, layer))
-
-    def _encoded(self, x: torch.Tensor, rows: int) -> Iterator[Encoded]:
-        """Yield images with the guide's location and scale, a number of rows at a time."""
-        for images in x.split(max(1, rows)):
-            images = images.to(self.prior_loc.device)
-            yield Encoded(images, *self.encode(images), self.decode)
+        return max(self.decoder.width, layer)

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ppl_gen.core.errors import SiteError, unknown
-from ppl_gen.models.checks import check_events, check_positive, check_size
+from ppl_gen.core.errors import SiteError, check_count, unknown
+from ppl_gen.models.checks import check_events, check_positive
 
 __all__ = ["PixelLikelihood"]
 
@@ -52,7 +52,7 @@ class PixelLikelihood(nn.Module):
         super().__init__()
         if likelihood not in _LIKELIHOODS:
             raise unknown("likelihood", likelihood, _LIKELIHOODS)
-        check_size("num_categories", num_categories)
+        check_count("num_categories", num_categories)
         if num_categories < 2:
             msg = f"num_categories: expected at least 2, got {num_categories}."
             raise ValueError(msg)

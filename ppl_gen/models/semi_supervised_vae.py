@@ -9,12 +9,10 @@ import pyro
 import pyro.distributions as dist
 import torch
 
-from ppl_gen.core.errors import SiteError
+from ppl_gen.core.errors import SiteError, check_count, check_counts
 from ppl_gen.core.pair import Pair
 from ppl_gen.models.checks import (
     check_classes,
-    check_size,
-    check_sizes,
     check_target,
     check_weight,
 )
@@ -113,7 +111,7 @@ class SemiSupervisedVAE(Pair):
         pixel_scale: float = 0.2,
     ) -> None:
         super().__init__()
-        check_size("num_classes", num_classes)
+        check_count("num_classes", num_classes)
         self.conditional = ConditionalVAE(
             image_shape=image_shape,
             condition_size=num_classes,
@@ -131,7 +129,7 @@ class SemiSupervisedVAE(Pair):
         self.hidden_sizes = self.conditional.hidden_sizes
         self.likelihood = likelihood
         self.network = network
-        self.classifier_sizes = check_sizes("classifier_sizes", classifier_sizes, least=0)
+        self.classifier_sizes = check_counts("classifier_sizes", classifier_sizes, least=0)
         check_weight("alpha", alpha)
         self.alpha = alpha
         self.num_categories = num_categories

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 
-from ppl_gen.core.pair import Pair
-from ppl_gen.models.checks import check_positive, check_size, check_sizes
-from ppl_gen.models.networks import image_decoder, image_encoder
+from ppl_gen.distributions.discrete import check_tensor
+from ppl_gen.models.checks import check_positive
+from ppl_gen.models.image_autoencoder import ImageAutoencoder
 from ppl_gen.models.pixels import PixelLikelihood
-from ppl_gen.models.scoring import (
-    ElboTerms,
-    Encoded,
-    elbo_terms,
-    importance_log_likelihood,
-    rows_at_once,
-)
+from ppl_gen.models.scoring import ElboTerms
 
 __all__ = ["VAE", "ElboTerms"]
 
 
-class VAE(Pair):
+class VAE(ImageAutoencoder):
     r"""A variational autoencoder: images made by a network from a few normal variables.
 
     Generative story, for each image :math:`x_i`:
@@ -97,36 +91,14 @@ class VAE(Pair):
         channels: Sequence[int] = (32, 64),
         pixel_scale: float = 0.2,
     ) -> None:
-        super().__init__()
-        self.image_shape = check_sizes("image_shape", image_shape)
-        check_size("latent_size", latent_size)
-        self.latent_size = latent_size
-        self.hidden_sizes = check_sizes("hidden_sizes", hidden_sizes, least=0)
+        super().__init__(image_shape, latent_size, hidden_sizes, network, channels)
         self.likelihood = likelihood
-        self.network = network
         check_positive("beta", beta)
         self.beta = beta
         self.num_categories = num_categories
-        self.channels = check_sizes("channels", channels)
         self.pixel_scale = pixel_scale
-
         self.pixels = PixelLikelihood(likelihood, self.image_shape, num_categories, pixel_scale)
-        # Location and scale come from one layer: one product instead of two.
-        self.encoder = image_encoder(
-            network, self.image_shape, self.channels, self.hidden_sizes, 2 * latent_size
-        )
-        self.decoder = image_decoder(
-            network,
-            latent_size,
-            self.hidden_sizes,
-            self.channels,
-            self.image_shape,
-            self.pixels.num_outputs,
-        )
-        self.prior_loc: torch.Tensor
-        self.prior_scale: torch.Tensor
-        self.register_buffer("prior_loc", torch.zeros(latent_size), persistent=False)
-        self.register_buffer("prior_scale", torch.ones(latent_size), persistent=False)
+        self.add_networks(self.pixels.num_outputs)
 
     def model(self, x: torch.Tensor) -> torch.Tensor:
         """Run the generative story of the class once.
@@ -189,6 +161,7 @@ class VAE(Pair):
         Returns:
             Location and scale (a standard deviation), both `(*batch, latent_size)`.
         """
+        check_tensor("x", x)
         x = self.pixels.as_input(x, self.prior_loc)
         loc, log_scale = self.encoder(x).chunk(2, dim=-1)
         return loc, log_scale.exp()
@@ -203,6 +176,7 @@ class VAE(Pair):
             A distribution with batch shape `batch` and event shape `image_shape`. See
             `mean_image` for its mean.
         """
+        self.check_latents(z)
         return self.pixels.distribution(self.decoder(z))
 
     def mean_image(self, z: torch.Tensor) -> torch.Tensor:
@@ -233,72 +207,13 @@ class VAE(Pair):
         with torch.no_grad():
             return self.mean_image(self.encode(x)[0])
 
-    def elbo_terms(self, x: torch.Tensor, *, seed: int = 0) -> ElboTerms:
-        """Return reconstruction cost and Kullback-Leibler divergence of each image.
+    def check_scored(self, x: torch.Tensor) -> None:
+        """Check images whose likelihood is wanted: binary ones where it is "binarized".
 
         Args:
-            x: Images, `(n, *image_shape)`; binary ones where the likelihood is "binarized".
-            seed: Seed of the draws of `z`, one for each image.
-
-        Returns:
-            Both parts of the negative evidence lower bound, without gradients, in float64.
+            x: Images, `(n, *image_shape)`.
 
         Raises:
-            SiteError: If something is wrong with the images.
-
-        Example:
-            >>> terms = VAE((8, 8), latent_size=2).elbo_terms(torch.rand(5, 8, 8))
-            >>> terms.negative_elbo.shape
-            torch.Size([5])
+            SiteError: If something is wrong with them.
         """
         self.pixels.check_scored(x)
-        rows = rows_at_once(self.decoder.width)
-        return elbo_terms(self._encoded(x, rows), self.prior_loc.device, seed)
-
-    def importance_log_likelihood(
-        self, x: torch.Tensor, num_samples: int = 500, *, seed: int = 0
-    ) -> torch.Tensor:
-        r"""Estimate the log-likelihood of each image by importance sampling from the guide.
-
-        With :math:`z_k \sim q(z \mid x)`
-
-        .. math::
-            \log p(x) \approx \log \frac{1}{K} \sum_{k=1}^K \frac{p(x \mid z_k) \, p(z_k)}
-            {q(z_k \mid x)},
-
-        which is a lower bound in expectation for every K, tighter for a larger one. It does not
-        depend on `beta`. Memory is bounded, whatever the number of images and samples.
-
-        Args:
-            x: Images, `(n, *image_shape)`; binary ones where the likelihood is "binarized".
-            num_samples: Number of draws of `z` for each image.
-            seed: Seed of the draws.
-
-        Returns:
-            Log-likelihoods in nats, `(n,)`, in float64.
-
-        Raises:
-            SiteError: If something is wrong with the images.
-            ValueError: If the number of samples is not positive.
-
-        References:
-            Importance Weighted Autoencoders. Y. Burda, R. Grosse, R. Salakhutdinov, 2015.
-            arXiv:1509.00519
-
-        Example:
-            >>> VAE((8, 8), latent_size=2).importance_log_likelihood(torch.rand(5, 8, 8)).shape
-            torch.Size([5])
-        """
-        check_size("num_samples", num_samples)
-        self.pixels.check_scored(x)
-        rows = rows_at_once(self.decoder.width)
-        batches = self._encoded(x, rows // num_samples)
-        return importance_log_likelihood(batches, self.prior_loc.device, num_samples, rows, seed)
-
-    def _encoded(self, x: torch.Tensor, rows: int) -> Iterator[Encoded]:
-        """Yield images with the guide's location and scale, a number of rows at a time."""
-        for images in x.split(max(1, rows)):
-            images = images.to(self.prior_loc.device)
-            if images.is_floating_point():
-                images = images.to(self.prior_loc.dtype)
-            yield Encoded(images, *self.encode(images), self.decode)

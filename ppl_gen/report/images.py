@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 __all__ = ["draw_images"]
 
 _WIDTH = 7.0  # of all columns, in inches
+# Marked pixels from black to white, and where there is nothing to draw.
+_MARKED = ("#0b2a55", "#8fc1f5")
+_NOTHING = "#4d80bf"
 
 
 def draw_images(
@@ -24,6 +27,7 @@ def draw_images(
     column_labels: Sequence[str] = (),
     captions: Sequence[Sequence[str]] = (),
     rows_together: int = 1,
+    marked: torch.Tensor | None = None,
 ) -> Figure:
     """Draw a grid of gray images.
 
@@ -37,13 +41,15 @@ def draw_images(
         column_labels: One for each column, or none.
         captions: A line below each image, by row and column, or none.
         rows_together: Number of rows without a wider gap between them.
+        marked: Which pixels are drawn in blues instead, such as those of an image that were not
+            given: booleans of the shape of the images. NaN among them are a blue of their own.
 
     Returns:
         The figure, to be shown by a notebook or saved with `savefig`.
 
     Raises:
-        ValueError: If the images have another number of axes, or there are more or fewer labels
-            than rows, columns or images.
+        ValueError: If the images have another number of axes, there are more or fewer labels than
+            rows, columns or images, or `marked` has another shape or type.
 
     Example:
         >>> figure = draw_images(torch.rand(2, 3, 8, 8), "Noise", row_labels=["one", "two"])
@@ -54,6 +60,8 @@ def draw_images(
     from matplotlib.figure import Figure
 
     _check(images, row_labels, column_labels, captions)
+    if marked is not None:
+        _check_marked(marked, images)
     rows, columns, height, width = images.shape
     gap = max(1, height // 14)
     below = height // 3 if captions else 0
@@ -62,18 +70,24 @@ def draw_images(
         for row in range(rows)
     ]
     lefts = [column * (width + gap) for column in range(columns)]
-    canvas = torch.full((tops[-1] + height + below, lefts[-1] + width), math.nan)
+    size = (tops[-1] + height + below, lefts[-1] + width)
+    canvas, blue = torch.full(size, math.nan), torch.zeros(size, dtype=torch.bool)
     for row, top in enumerate(tops):
         for column, left in enumerate(lefts):
-            canvas[top : top + height, left : left + width] = images[row, column]
+            place = slice(top, top + height), slice(left, left + width)
+            canvas[place] = images[row, column]
+            if marked is not None:
+                blue[place] = marked[row, column]
 
     inches = _WIDTH / canvas.shape[1]
-    size = (_WIDTH + (1.3 if row_labels else 0.2), canvas.shape[0] * inches + 0.7)
-    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    figsize = (_WIDTH + (1.3 if row_labels else 0.2), canvas.shape[0] * inches + 0.7)
+    figure = Figure(figsize=figsize, dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     figure.set_facecolor("white")
     axes = figure.add_subplot()
     axes.imshow(canvas.numpy(), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+    if marked is not None:
+        axes.imshow(_in_blue(canvas, blue).numpy(), interpolation="nearest")
     if title:
         axes.set_title(title, parse_math=False)
     axes.spines[:].set_visible(False)
@@ -87,6 +101,25 @@ def draw_images(
             middle = left + (width - 1) / 2
             axes.text(middle, top + height, caption, ha="center", va="top", fontsize=7)
     return figure
+
+
+def _in_blue(canvas: torch.Tensor, blue: torch.Tensor) -> torch.Tensor:
+    """Return marked pixels as colours, `(height, width, 4)`, and the others transparent."""
+    from matplotlib.colors import to_rgb
+
+    dark, light, nothing = (torch.tensor(to_rgb(name)) for name in (*_MARKED, _NOTHING))
+    level = canvas.unsqueeze(-1)
+    colors = torch.where(level.isnan(), nothing, torch.lerp(dark, light, level.nan_to_num()))
+    return torch.cat([colors, blue.unsqueeze(-1)], dim=-1)
+
+
+def _check_marked(marked: torch.Tensor, images: torch.Tensor) -> None:
+    if marked.shape != images.shape or marked.dtype != torch.bool:
+        msg = (
+            f"marked: expected booleans of the shape of the images, {tuple(images.shape)}, got "
+            f"{str(marked.dtype).removeprefix('torch.')} of shape {tuple(marked.shape)}."
+        )
+        raise ValueError(msg)
 
 
 def _check(

@@ -33,7 +33,7 @@ def test_only_the_first_equals_sign_separates() -> None:
     assert assignments(["path=a=b"], "--set") == {"path": "a=b"}
 
 
-@pytest.mark.parametrize("text", ["draws", "=3", "two words=3", "1draw=3"])
+@pytest.mark.parametrize("text", ["draws", "=3", "two words=3", "1draw=3", "a.=3", ".a=3"])
 def test_what_is_no_assignment_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="--option: expected NAME=VALUE, got"):
         assignments([text], "--option")

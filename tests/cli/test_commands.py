@@ -172,6 +172,7 @@ def test_a_broken_objective_is_not_to_be_trusted(cli: Cli, tmp_path: Path) -> No
         (["fit", "eight_schools", "--set", "y=3"], "data lacks 'sigma'"),
         (["fit", "eight_schools", "--device", "abacus"], "device 'abacus' cannot be used"),
         (["fit", "vae"], "data lacks 'x'"),
+        (["fit", "autoregressive_image"], "--arg network=CLASS, such as GatedPixelCNN"),
         (["fit", "there.py:Line"], "there.py: no such file"),
         (["sbc", "eight_schools", "--resume"], "name it by --out"),
         (["judge", "there"], "there: no such folder"),

@@ -2,14 +2,24 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import ppl_gen as pg
 from ppl_gen import models
 from ppl_gen.cli.pairs import built_in_models, find_model
-from ppl_gen.models import BayesianLinearRegression, EightSchools
+from ppl_gen.distributions import Elements
+from ppl_gen.inference import SVI
+from ppl_gen.models import (
+    AutoregressiveImage,
+    BayesianLastLayer,
+    BayesianLinearRegression,
+    EightSchools,
+)
+from ppl_gen.models.networks import MADE, GatedPixelCNN
 
 
 def test_every_built_in_pair_has_a_name_and_can_be_made() -> None:
@@ -45,6 +55,80 @@ def test_arguments_of_built_in_pairs_follow_from_the_data() -> None:
         find_model("bayesian_linear_regression").make({}, {"x": np.zeros(5)})
     small = find_model("vae").make({"hidden_sizes": (4,)}, {"x": np.zeros((5, 8, 6))})
     assert small.image_shape == (8, 6)
+
+
+def test_networks_are_made_by_their_class_and_the_data() -> None:
+    given = {
+        "network": "GatedPixelCNN",
+        "network.features": 4,
+        "network.layers": 2,
+        "network.elements": "categorical",
+        "network.elements.categories": 5,
+        "network.context_size": 3,
+        "num_classes": 3,
+    }
+    first, again, other = (
+        find_model("autoregressive_image").make(given, {"x": np.zeros((2, 3, 4))}, seed)
+        for seed in (1, 1, 2)
+    )
+    network = first.network
+    assert isinstance(network, GatedPixelCNN)
+    assert network.event_shape == (3, 4)
+    assert (network.features, network.layers, network.context_size) == (4, 2, 3)
+    assert network.elements == Elements("categorical", 5)
+    weights = [pair.network.last.weight for pair in (first, again, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    sound = {"network": "WaveNet", "network.layers": 2}
+    pair = find_model("autoregressive_audio").make(sound, {"x": np.zeros((2, 30))})
+    assert pair.network.event_shape == (30,)
+    vae = find_model("pixel_vae").make({"elements.components": 2}, {"x": np.zeros((2, 8, 9))})
+    assert (vae.elements, vae.image_shape) == (Elements(components=2), (8, 9))
+
+
+def test_a_trained_pair_is_that_of_a_run(tmp_path: Path) -> None:
+    pair = AutoregressiveImage(MADE((2, 2), (4,)))
+    method = SVI(guide="pair", steps=1)
+    posterior = pg.fit(pair, {"x": torch.zeros(3, 2, 2)}, method, progress=False)
+    folder = posterior.save(tmp_path / "run")
+    made = find_model("bayesian_last_layer").make({"likelihood": str(folder), "scale": 2.0}, {})
+    assert isinstance(made, BayesianLastLayer)
+    for name, value in posterior.pair.state_dict().items():
+        assert torch.equal(made.likelihood.state_dict()[name], value)
+    nested = {"likelihood": str(folder), "likelihood.network": "MADE"}
+    with pytest.raises(TypeError, match=r"likelihood\.network: likelihood has no arguments"):
+        find_model("bayesian_last_layer").make(nested, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("autoregressive_image", {}, r"lacks its argument 'network'.*network=CLASS, such as Gated"),
+        ("autoregressive_image", {"network": "Gated"}, r"unknown network 'Gated'.*'GatedPixelCNN'"),
+        ("autoregressive_image", {"network": "mlp"}, "unknown network 'mlp'"),
+        ("autoregressive_image", {"network": 3}, "unknown network 3"),
+        (
+            "autoregressive_image",
+            {"network": "MADE", "network.hidden": (4,)},
+            "unknown argument of MADE 'hidden'.*'hidden_sizes'",
+        ),
+        (
+            "autoregressive_image",
+            {"network": "MADE"},
+            r"MADE lacks its argument 'network\.event_shape': give it by --arg network\.event",
+        ),
+        (
+            "autoregressive_image",
+            {"network": "MADE", "network.event_shape": (2, 2), "network.elements": "binary"},
+            "unknown likelihood 'binary'",
+        ),
+        ("bayesian_last_layer", {}, r"'likelihood'.*likelihood=RUN, the folder of its fit"),
+        ("eight_schools", {"centered.x": 3}, r"centered\.x: centered has no arguments of its own"),
+    ],
+)
+def test_what_makes_no_object_is_refused(name: str, given: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        find_model(name).make(given, {})
 
 
 def test_unknown_arguments_are_refused() -> None:

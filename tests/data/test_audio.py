@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import struct
+import threading
 import warnings
 from pathlib import Path
 
@@ -61,6 +64,33 @@ def test_other_chunks_and_the_long_form_of_the_header(tmp_path: Path) -> None:
     assert (load_wav(path)[0] * 2**15).tolist() == [5, -7, 9]
 
 
+def test_what_cannot_be_sought_in_is_read(tmp_path: Path) -> None:
+    path = wav(tmp_path / "a.wav", packed([5, -7, 9], 16), before=b"JUNK\1\0\0\0x\0")
+    whole = path.read_bytes()
+    expected = load_wav(path)[0]
+    assert torch.equal(load_wav(io.BytesIO(whole))[0], expected)
+    reader, writer = os.pipe()
+    with open(reader, "rb") as there, open(writer, "wb") as here:
+        here.write(whole)
+        here.close()
+        assert torch.equal(load_wav(there)[0], expected)
+    named = tmp_path / "pipe.wav"
+    os.mkfifo(named)
+    thread = threading.Thread(target=named.write_bytes, args=(whole,))
+    thread.start()
+    assert torch.equal(load_wav(named)[0], expected)
+    thread.join()
+
+
+def test_a_size_that_was_not_known_is_that_of_the_rest(tmp_path: Path) -> None:
+    whole = wav(tmp_path / "a.wav", packed([5, -7, 9], 16)).read_bytes()
+    for size in (0xFFFFFFFF, 0x7FFFF000):
+        streamed = whole.replace(b"data" + struct.pack("<I", 6), b"data" + struct.pack("<I", size))
+        assert (load_wav(io.BytesIO(streamed))[0] * 2**15).tolist() == [5, -7, 9]
+    with pytest.raises(ValueError, match=r"samples of 2 bytes, got 5: the file is damaged"):
+        load_wav(io.BytesIO(streamed[:-1]))
+
+
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     torch.manual_seed(0)
     samples = torch.randint(-(2**15), 2**15, (1000,)) * 0.9
@@ -76,6 +106,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_only_waveforms_are_written(tmp_path: Path) -> None:
+    for array in (np.zeros(5), [0.0, 0.5], torch.zeros(5, dtype=torch.int16)):
+        with pytest.raises(TypeError, match="waveform: expected"):
+            save_wav(tmp_path / "a.wav", array, 8000)  # type: ignore[arg-type]
     for wrong in (torch.zeros(2, 5), torch.zeros(0)):
         with pytest.raises(ValueError, match="expected shape"):
             save_wav(tmp_path / "a.wav", wrong, 8000)
@@ -102,8 +135,13 @@ def test_a_header_that_contradicts_itself(tmp_path: Path) -> None:
     path = wav(tmp_path / "a.wav", packed([1, 2, 3, 4], 16))
     whole = path.read_bytes()
     place = whole.index(b"fmt ") + 8
-    # Two bytes from each of these places on: channels, rate, bytes for a sample.
-    for offset, value, got in ((2, 0, "0 channels"), (4, 0, "0 samples a"), (12, 4, "4 bytes")):
+    # Two bytes from each of these places on: channels, rate, its upper half, bytes for a sample.
+    for offset, value, got in (
+        (2, 0, "0 channels"),
+        (4, 0, "0 samples a"),
+        (6, 2**15, "2147491648 samples a"),
+        (12, 4, "4 bytes"),
+    ):
         changed = bytearray(whole)
         changed[place + offset : place + offset + 2] = value.to_bytes(2, "little")
         path.write_bytes(changed)
@@ -153,7 +191,8 @@ def test_more_channels(tmp_path: Path) -> None:
 def test_what_is_no_whole_wav_file(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     for content, message in {
-        b"": "expected a wav file",
+        b"": "expected a wav file, got an empty file",
+        b"\xff\xfb\x90\x64" + b"\0" * 100: r"begins with b'\\xff\\xfb\\x90d'\. Convert.*ffmpeg",
         b"ID3\x04\0\0\0\0\0\0\0\0": re.escape("begins with b'ID3\\x04'"),
         b"RIFF\0\0\0\0AVI \0\0\0\0": "expected a wav file",
         b"RIFF\0\0\0\0WAVE": "cut short",
@@ -167,6 +206,13 @@ def test_what_is_no_whole_wav_file(tmp_path: Path) -> None:
     path.write_bytes(whole[:-3])
     with pytest.raises(ValueError, match="expected 8 bytes of samples, got 5: the file is cut"):
         load_wav(path)
+    path.write_bytes(whole.replace(b"data\x08", b"data\xff"))
+    with pytest.raises(ValueError, match="expected 255 bytes of samples, got 8: the file is cut"):
+        load_wav(path)
+    with pytest.raises(TypeError, match="path: expected a path or a file object, got NoneType"):
+        load_wav(None)  # type: ignore[arg-type]
+    with pytest.raises(IsADirectoryError):
+        load_wav(tmp_path)
     with pytest.raises(ValueError, match="an empty wav file"):
         load_wav(wav(path, b""))
     with pytest.raises(FileNotFoundError):
@@ -209,5 +255,14 @@ def test_each_sample_is_scored_once_after_its_past() -> None:
 def test_rows_without_room_are_refused() -> None:
     with pytest.raises(ValueError, match="more than the context, which is 8 samples, got 8"):
         cut([torch.ones(5)], 8, 8)
+    with pytest.raises(ValueError, match="context: expected at least 1, got -1"):
+        cut([torch.ones(5)], 8, -1)
+    with pytest.raises(TypeError, match=r"length: expected a whole number, got 8\.5"):
+        cut([torch.ones(5)], 8.5, 2)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least one, got none"):
         cut([], 8, 2)
+    for waveforms in (torch.ones(9), [torch.ones(1, 9)]):
+        with pytest.raises(ValueError, match=r"waveforms\[0\]: expected shape \(sample,\)"):
+            cut(waveforms, 8, 2)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"waveforms\[1\]: expected a tensor, got ndarray"):
+        cut([torch.ones(9), np.ones(9)], 8, 2)  # type: ignore[list-item]

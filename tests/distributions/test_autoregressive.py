@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import pytest
@@ -14,9 +15,12 @@ from ppl_gen.models.networks import (
     FVBN,
     MADE,
     NADE,
+    DiagonalBiLSTM,
     GatedPixelCNN,
     OrderAgnosticMADE,
     PixelCNN,
+    PixelCNNPlusPlus,
+    RowLSTM,
     WaveNet,
 )
 
@@ -49,6 +53,18 @@ def gated(shape: tuple[int, ...], elements: Elements, context: int | None) -> Au
     return GatedPixelCNN(shape, 12, 3, elements=elements, context_size=context)
 
 
+EVERY: list[Any] = [
+    FVBN,
+    MADE,
+    NADE,
+    OrderAgnosticMADE,
+    PixelCNN,
+    GatedPixelCNN,
+    PixelCNNPlusPlus,
+    RowLSTM,
+    DiagonalBiLSTM,
+    WaveNet,
+]
 DENSE = [made, fvbn, nade]
 IMAGES = [*DENSE, pixel_cnn, gated]
 
@@ -151,6 +167,69 @@ def test_an_untrained_network_of_bytes_has_eight_bits_a_pixel() -> None:
     assert float(bits.mean()) == pytest.approx(8, abs=0.1)
 
 
+@pytest.mark.parametrize("made_by", EVERY)
+def test_sizes_and_elements_that_are_none_are_refused(made_by: Any) -> None:
+    def sizes(size: Any) -> Any:
+        return size if made_by is WaveNet else (8, size)
+
+    shape = "length" if made_by is WaveNet else r"(event|image)_shape\[1\]"
+    for wrong in (0, -8):
+        with pytest.raises(ValueError, match=f"{shape}: expected at least 1, got {wrong}"):
+            made_by(sizes(wrong))
+        with pytest.raises(ValueError, match=f"context_size: expected at least 1, got {wrong}"):
+            made_by(sizes(8), context_size=wrong)
+    for what in (True, 8.0, "8"):
+        with pytest.raises(TypeError, match=f"{shape}: expected a whole number, got {what!r}"):
+            made_by(sizes(what))
+        with pytest.raises(TypeError, match=f"context_size: expected a whole .*, got {what!r}"):
+            made_by(sizes(8), context_size=what)
+    for elements in ("categorical", None, 4, Elements):
+        with pytest.raises(TypeError, match=r"elements: expected Elements, got .*\. Write"):
+            made_by(sizes(8), elements=elements)
+    if made_by is WaveNet:
+        return
+    with pytest.raises(ValueError, match=r"_shape: expected .*, got \(\)"):
+        made_by(())
+    for text in (8, "88", None, torch.ones(2)):
+        with pytest.raises(TypeError, match="_shape: expected a tuple of whole numbers, got"):
+            made_by(text)
+
+
+def test_arrays_and_lists_are_refused() -> None:
+    network = MADE((2, 2), (8,), FOUR, context_size=3)
+    given = network(torch.zeros(3))
+    for make in (torch.Tensor.numpy, torch.Tensor.tolist):
+        for name, use in {
+            "value": lambda: given.log_prob(make(torch.zeros(2, 2))),  # noqa: B023 - used at once
+            "given": lambda: given.sample(given=make(torch.full((2, 2), math.nan))),  # noqa: B023
+            "context": lambda: network(make(torch.zeros(3))),  # noqa: B023
+            "ordering": lambda: network(torch.zeros(3), make(torch.arange(4))),  # noqa: B023
+        }.items():
+            message = rf"{name}: expected a tensor, got (ndarray|list)\. Write torch\.as_tensor"
+            with pytest.raises(TypeError, match=message):
+                use()
+    with pytest.raises(TypeError, match="value: expected real numbers, got torch"):
+        given.log_prob(torch.zeros(2, 2, dtype=torch.complex64))
+    with pytest.raises(TypeError, match=r"ordering: expected whole numbers.*ordering\.long"):
+        network(torch.zeros(3), torch.arange(4.0))
+
+
+def test_shapes_of_draws_are_tuples() -> None:
+    images = MADE((2, 2), (8,))()
+    with pytest.raises(TypeError, match=r"sample_shape: expected a tuple, got 3\. Write \(3,\)"):
+        images.sample(3)
+    with pytest.raises(ValueError, match=r"sizes of at least 0, got \(2, -1\)"):
+        images.sample((2, -1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("made_by", EVERY)
+def test_no_rows_are_scored_and_drawn(made_by: Any) -> None:
+    network = made_by(8 if made_by is WaveNet else (8, 8))
+    assert network().log_prob(torch.zeros(0, *network.event_shape)).shape == (0,)
+    assert network().sample((0,)).shape == (0, *network.event_shape)
+
+
 def test_a_context_of_another_shape_is_refused() -> None:
     network = MADE((2, 2), (8,), BINARY, context_size=3)
     with pytest.raises(ValueError, match=r"expected shape \(\*batch, 3\), got \(4, 2\)"):
@@ -215,14 +294,19 @@ def test_known_elements_are_kept_and_checked() -> None:
     assert images.sample((0,), given=given).shape == (0, 2, 2)
 
 
-def test_a_context_of_whole_numbers_is_one_of_real_ones() -> None:
+@torch.no_grad()
+@pytest.mark.parametrize("size", [2, 8])  # drawn by the network as it is, or compiled
+def test_a_context_of_another_dtype_is_one_of_the_network(size: int) -> None:
     torch.manual_seed(0)
-    network = MADE((8, 8), (8,), BINARY, context_size=3)
-    drawn = []
-    for context in (torch.tensor([0, 1, 0]), torch.tensor([0.0, 1.0, 0.0])):
+    network = MADE((size, size), (8,), BINARY, context_size=3)
+    context = torch.tensor([0, 1, 0])
+    found = []
+    for dtype in (torch.long, torch.bool, torch.float64, torch.float32):
+        images = network(context.to(dtype))
         torch.manual_seed(1)
-        drawn.append(network(context).sample((3,)))
-    assert torch.equal(*drawn)
+        drawn = images.sample((3,))
+        found.append(torch.cat([drawn.flatten(), images.log_prob(drawn)]))
+    assert all(torch.equal(one, found[-1]) for one in found)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, 1e-40])

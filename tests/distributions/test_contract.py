@@ -30,6 +30,7 @@ from ppl_gen.models.networks import (
     NADE,
     DiagonalBiLSTM,
     GatedPixelCNN,
+    MultiScale,
     OrderAgnosticMADE,
     PixelCNN,
     PixelCNNPlusPlus,
@@ -115,6 +116,13 @@ CASES: dict[str, Callable[[], Case]] = {
     "DiagonalBiLSTM": lambda: networked(DiagonalBiLSTM((2, 2), 4, 1, BINARY, 2)),
     "PixelCNNPlusPlus": lambda: networked(
         PixelCNNPlusPlus((2, 2), 6, 1, 2, 0.0, BINARY, context_size=2)
+    ),
+    "MultiScale": lambda: networked(
+        MultiScale(
+            GatedPixelCNN((1, 2), 6, 1, elements=BINARY, context_size=2),
+            GatedPixelCNN((2, 3), 6, 2, elements=BINARY, context_maps=3),
+            6,
+        )
     ),
     "WaveNet": lambda: networked(WaveNet(4, 4, 4, 2, 2, THREE, 2)),
 }

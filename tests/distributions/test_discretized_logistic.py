@@ -1,6 +1,7 @@
 """Rounded logistic distributions: normalised, drawn as often as probable, right in the tails."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -73,3 +74,30 @@ def test_it_expands_and_knows_its_support() -> None:
             mixture(16).log_prob(torch.full((5,), 16))
     with pytest.raises(ValueError, match="bins: expected at least 2"):
         DiscretizedLogistic(torch.zeros(1), torch.zeros(1), 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda z: DiscretizedLogistic(z.numpy(), z), TypeError, "loc: expected a tensor, got nda"),
+        (lambda z: DiscretizedLogistic(z, z.tolist()), TypeError, "log_scale: expected a tensor"),
+        (lambda z: DiscretizedLogistic(z.long(), z), TypeError, r"loc: .*Write loc\.float"),
+        (lambda z: DiscretizedLogistic(z, z, bins=2.5), TypeError, "bins: expected a whole number"),
+        (lambda z: DiscretizedLogistic(z, z, bins=1), ValueError, "bins: expected at least 2"),
+        (
+            lambda z: DiscretizedLogisticMixture(z, z[:2], z),
+            ValueError,
+            r"broadcast, got logits \(3,\), loc \(2,\), log_scale \(3,\)",
+        ),
+        (
+            lambda z: DiscretizedLogistic(z, z).log_prob(z.numpy()),
+            TypeError,
+            "value: expected a tensor, got ndarray",
+        ),
+    ],
+)
+def test_what_are_no_parameters_is_refused(
+    make: Callable[[torch.Tensor], object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        make(torch.zeros(3))

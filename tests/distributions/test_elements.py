@@ -67,3 +67,26 @@ def test_of_two_values_the_likelier_one_alone_may_be_kept(p: float, top_p: float
     assert float(binary.mean()) == pytest.approx(
         round(p) if max(p, 1 - p) >= top_p and p != 0.5 else p, abs=2e-3
     )
+
+
+@pytest.mark.parametrize("size", [-1e30, -100.0, 100.0, 1e30])
+def test_scales_out_of_bounds_have_finite_gradients(size: float) -> None:
+    numbers = torch.zeros(4, 6)
+    numbers[:, 4:] = size
+    numbers.requires_grad_()
+    mixture = Elements("logistic_mixture", 256, 2)
+    log_prob = mixture.log_prob(numbers, torch.tensor([0, 1, 128, 255]))
+    (gradient,) = torch.autograd.grad(log_prob.sum(), numbers)
+    assert bool(log_prob.isfinite().all())
+    assert bool(gradient.isfinite().all())
+
+
+def test_what_are_no_categories_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"unknown likelihood 'bernouli'.*mean 'bernoulli'"):
+        Elements("bernouli")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="categories: expected at least 2, got 1"):
+        Elements("categorical", 1)
+    for name in ("categories", "components"):
+        for wrong in (2.0, True, "4"):
+            with pytest.raises(TypeError, match=f"{name}: expected a whole number, got {wrong!r}"):
+                Elements("categorical", **{name: wrong})

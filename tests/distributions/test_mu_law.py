@@ -50,11 +50,36 @@ def test_what_is_out_of_range_is_refused() -> None:
         mu_law_encode(torch.tensor([0.0, -1200.0]))
     with pytest.raises(ValueError, match="got nan"):
         mu_law_encode(torch.tensor([0.0, torch.nan]))
-    with pytest.raises(ValueError, match="integers from 0 to 255, got values from 3 to 256"):
-        mu_law_decode(torch.tensor([3, 256]))
+    for wrong in (256, -1, 2.5, math.nan):
+        with pytest.raises(ValueError, match=f"integers from 0 to 255, got {wrong}"):
+            mu_law_decode(torch.tensor([3, wrong]))
+    for dtype in (torch.int16, torch.uint8, torch.bool):  # of silence, too
+        with pytest.raises(TypeError, match=r"got torch\..*waveform / 32768"):
+            mu_law_encode(torch.zeros(3, dtype=dtype))
+    for use, name in ((mu_law_encode, "waveform"), (mu_law_decode, "level")):
+        with pytest.raises(TypeError, match=f"{name}: expected a tensor, got list"):
+            use([0.0, 0.5])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="levels: expected at least 2, got 1"):
         mu_law_encode(torch.zeros(1), levels=1)
     assert mu_law_encode(torch.zeros(0)).shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_an_amplitude_of_one_may_have_been_rounded_up(dtype: torch.dtype) -> None:
+    eps = torch.finfo(dtype).eps
+    assert mu_law_encode(torch.tensor([-1 - eps, 1 + 4 * eps], dtype=dtype)).tolist() == [0, 255]
+    with pytest.raises(ValueError, match="from -1 to 1"):
+        mu_law_encode(torch.tensor([1 + 8 * eps], dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_left_before_anything_is_computed(dtype: torch.dtype) -> None:
+    every = torch.arange(256)
+    amplitudes = mu_law_decode(every.to(dtype))
+    assert amplitudes.dtype == dtype
+    assert torch.equal(amplitudes, mu_law_decode(every).to(dtype))
+    # Neighbours are 4 % apart, of which half precision rounds off less than half a percent.
+    assert torch.equal(mu_law_encode(amplitudes), every)
 
 
 def made(*batch: int, levels: int = 8) -> MuLawCategorical:
@@ -128,6 +153,11 @@ def test_shapes_expand_and_gradients() -> None:
     (gradient,) = torch.autograd.grad(MuLawCategorical(logits).log_prob(value), logits)
     one = torch.tensor([0.0, 0.0, 1.0, 0.0], dtype=torch.double)
     torch.testing.assert_close(gradient, one - logits.softmax(-1).detach())
+    with pytest.raises(TypeError, match="logits: expected a tensor, got list"):
+        MuLawCategorical([0.0, 1.0])  # type: ignore[arg-type]
+    assert bool(MuLawCategorical(torch.zeros(4)).support.check(torch.tensor(1)))
+    with pytest.raises(TypeError, match=r"levels: expected a whole number, got 2\.5"):
+        mu_law_encode(torch.zeros(1), levels=2.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least 2 levels"):
         MuLawCategorical(torch.zeros(3, 1))
 

@@ -162,6 +162,8 @@ def test_networks_of_different_orderings_make_an_ensemble() -> None:
         assert float(images.log_prob(all_images()).exp().sum()) == pytest.approx(1, abs=1e-12)
     with pytest.raises(ValueError, match="at least one"):
         OrderingEnsemble([])
+    with pytest.raises(TypeError, match=r"members: expected Autoregressive .*, got FVBN\. A netw"):
+        OrderingEnsemble(networks)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"event shape \(3, 3\), as the first, got .* \(2, 2\)"):
         OrderingEnsemble([networks[0](), FVBN((2, 2))()])
 
@@ -171,7 +173,7 @@ def test_orderings_follow_from_their_seed() -> None:
     assert torch.equal(one.orderings, same.orderings)
     assert not torch.equal(one.orderings, other.orderings)
     for name in ("num_orderings", "ensemble_size"):
-        with pytest.raises(ValueError, match=f"{name}: expected an integer of at least 1, got 0"):
+        with pytest.raises(ValueError, match=f"{name}: expected at least 1, got 0"):
             OrderAgnosticMADE(SHAPE, (4,), **{name: 0})
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ppl_gen.inference import SVI
+from ppl_gen.inference import SVI, EpochInfo
 from ppl_gen.models import VAE
 
 
@@ -60,6 +60,8 @@ def test_options(example: ModuleType, capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit):
         parser.parse_args(["--help"])
     described = capsys.readouterr().out
+    assert "draws of each chain (default: 7)" in described
+    assert "default: False" not in described
     assert "Does a thing." in described
     assert "At length." not in described
 
@@ -98,7 +100,7 @@ def test_numbers_are_replaced_in_one_step(
         with pytest.raises(KeyboardInterrupt):
             example.write_metrics(tmp_path, {"epochs": [{"epoch": 1}, {"epoch": 2}]})
     options = argparse.Namespace(out=tmp_path, resume=True)
-    assert example.read_log(options) == [{"epoch": 1}]
+    assert example.EpochTable(options, "", "").epochs == [{"epoch": 1}]
     example.write_metrics(tmp_path, {"epochs": []})
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
 
@@ -176,15 +178,42 @@ def test_mixed_precision_is_for_a_gpu(
     assert "none in use" in capsys.readouterr().out
 
 
-def test_the_numbers_of_epochs_are_read_where_a_run_goes_on(
-    example: ModuleType, tmp_path: Path
+def test_numbers_of_epochs_are_printed_and_found_again(
+    example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = argparse.Namespace(out=tmp_path, resume=True)
-    assert example.read_log(options) == []
-    example.write_metrics(tmp_path, {"epochs": [{"epoch": 1, "loss": 2.5}]})
-    assert example.read_log(options) == [{"epoch": 1, "loss": 2.5}]
+    options = argparse.Namespace(out=tmp_path, epochs=60, resume=False)
+    table = example.EpochTable(options, "epoch  loss", "{epoch:5}{loss:6.1f}")
+    for epoch in range(1, 61):
+        info = EpochInfo(epoch, 10 * epoch, 0.0, torch.nn.Identity(), seconds=0.125)
+        table.add(info, loss=1 / epoch)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["", "epoch  loss"]
+    assert [int(line.split()[0]) for line in lines[2:]] == [1, *range(3, 61, 3)]
+    assert table.epochs[-1] == {"epoch": 60, "step": 600, "loss": 1 / 60, "seconds": 0.12}
+
+    # Where it goes on from epoch 41, what was there of this and later ones is replaced.
+    options.resume = True
+    again = example.EpochTable(options, "", "{epoch}")
+    assert again.epochs == table.epochs
+    again.add(EpochInfo(41, 410, 0.0, torch.nn.Identity(), 0.5), loss=7.0)
+    assert [row["epoch"] for row in again.epochs] == list(range(1, 42))
+    assert again.epochs[-1]["loss"] == 7.0
+    assert again.epochs[-1]["seconds"] == 0.12 + 0.5
     options.resume = False
-    assert example.read_log(options) == []
+    assert example.EpochTable(options, "", "").epochs == []
     options.resume = True
     example.write_metrics(tmp_path, {"nats": 80.0})  # of another example
-    assert example.read_log(options) == []
+    assert example.EpochTable(options, "", "").epochs == []
+
+
+def test_curves_have_axes_and_labels(example: ModuleType) -> None:
+    epochs = [{"epoch": 1, "train": 3.0, "test": 4.0}, {"epoch": 2, "train": 2.0, "test": 3.5}]
+    curves = {"training": "train", "held out": "test"}
+    figure = example.draw_curves(epochs, "Loss", "nats", curves, ("coins", 5.0))
+    (axes,) = figure.axes
+    assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == ("Loss", "epoch", "nats")
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["training", "held out", "coins"]
+    first, second, level = (line.get_xydata().tolist() for line in axes.lines)
+    assert (first, second) == ([[1, 3], [2, 2]], [[1, 4], [2, 3.5]])
+    assert {y for _, y in level} == {5.0}

@@ -88,16 +88,18 @@ def test_upper_halves_are_kept(example: ModuleType) -> None:
     figure = example.draw_completions(
         pair, options, dataset.test_images.round(), dataset.test_labels
     )
-    canvas = figure.axes[0].images[0].get_array()
+    canvas, blue = (picture.get_array() for picture in figure.axes[0].images)
     image, drawn = canvas[:4, :8], canvas[:4, 18:26]
     assert np.array_equal(image, drawn)
     assert np.array_equal(canvas[:8, :8], dataset.test_images.round()[dataset.test_labels == 0][0])
     assert np.isnan(np.ma.filled(canvas[4:8, 9:17], np.nan)).all()
+    # Blue is what was not given: nothing of the image, the lower halves of all beside it.
+    assert not blue[:8, :8, 3].any()
+    assert not blue[:4, 9:, 3].any()
+    assert blue[4:8, 18:26, 3].all()
 
 
-def test_a_run_that_was_stopped_is_gone_on_with(
-    example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_that_was_stopped_is_gone_on_with(example: ModuleType, tmp_path: Path) -> None:
     out = tmp_path / "out"
     whole = run(example, tmp_path / "whole")
     log_prob = AutoregressiveImage.log_prob
@@ -111,9 +113,9 @@ def test_a_run_that_was_stopped_is_gone_on_with(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AutoregressiveImage, "log_prob", stopping)
-        stopped = run(example, out)
-    assert stopped["interrupted"]
-    assert "Go on with it by --resume" in capsys.readouterr().out
+        with pytest.raises(SystemExit, match=r"interrupted: go on with it by .* --resume"):
+            run(example, out)
+    assert json.loads((out / "metrics.json").read_text())["interrupted"]
     with pytest.raises(SystemExit, match="--overwrite, or --resume"):
         run(example, out)
     resumed = run(example, out, "--resume")
@@ -124,8 +126,6 @@ def test_a_run_that_was_stopped_is_gone_on_with(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--network", "pixelcn"], "Did you mean 'pixelcnn'"),
-        (["--likelihood", "gray"], "unknown likelihood 'gray'"),
         (["--likelihood", "categorical", "--num-categories", "1"], "categories"),
         (["--dataset", "mnst"], "Did you mean 'mnist'"),
         (["--learning-rate", "-1"], "learning_rate"),
@@ -134,3 +134,15 @@ def test_a_run_that_was_stopped_is_gone_on_with(
 def test_bad_options(example: ModuleType, tmp_path: Path, options: list[str], message: str) -> None:
     with pytest.raises(SystemExit, match=f"error: .*{message}"):
         run(example, tmp_path / "out", "--epochs", "1", *options)
+
+
+def test_choices(example: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    for option, wrong, right in [
+        ("--network", "pixelcn", "pixelcnn"),
+        ("--likelihood", "gray", "categorical"),
+    ]:
+        with pytest.raises(SystemExit):
+            example.parse([option, wrong])
+        told = capsys.readouterr().err
+        assert f"invalid choice: '{wrong}'" in told
+        assert right in told

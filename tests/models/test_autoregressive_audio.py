@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pyro.poutine as poutine
 import pytest
 import torch
@@ -12,7 +13,8 @@ import torch
 import ppl_gen as pg
 from ppl_gen.core import SiteError
 from ppl_gen.data import cut
-from ppl_gen.distributions import Elements, mu_law_decode
+from ppl_gen.distributions import AutoregressiveNetwork, Elements, mu_law_decode
+from ppl_gen.distributions.sampling.native import NativeSampler
 from ppl_gen.inference import SVI
 from ppl_gen.models import AutoregressiveAudio
 from ppl_gen.models.networks import MADE, OrderAgnosticMADE, WaveNet
@@ -147,9 +149,31 @@ def test_evenly_spaced_levels_are_those_of_16_bits() -> None:
     assert levels.tolist() == [0, 2**15 - 1, 2**15, 2**15 + 1, 2**16 - 1]
     assert torch.equal(pair.decode(levels) * 2**15, values.float())
     assert pair.encode(torch.ones(1)).tolist() == [2**16 - 1]
+    assert pair.encode(torch.tensor([0.5, 1.0]).half()).tolist() == [3 * 2**14, 2**16 - 1]
     waveform = pair.sample(2)
     assert float(waveform.abs().max()) <= 1
     assert torch.equal(pair.decode(pair.encode(waveform)), waveform)
+
+
+def test_two_draws_of_as_many_seconds_are_planned_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[NativeSampler] = []
+
+    class Counted(NativeSampler):
+        def __init__(self, network: AutoregressiveNetwork) -> None:
+            planned.append(self)
+            super().__init__(network)
+
+    monkeypatch.setattr("ppl_gen.distributions.sampling.draw.NativeSampler", Counted)
+    pair, y = made(), torch.tensor([0, 1])
+    first = pair.sample(y, seconds=0.0125)
+    assert first.shape == (2, 100)
+    assert torch.equal(pair.sample(y, seconds=0.0125), first)
+    assert len(planned) == 1
+    with torch.no_grad():
+        for parameter in pair.parameters():
+            parameter.mul_(-3)
+    assert not torch.equal(pair.sample(y, seconds=0.0125), first)
+    assert pair.sample(y, seconds=0.025).shape == (2, 200)
 
 
 def test_what_cannot_be_taken_is_refused() -> None:
@@ -176,5 +200,18 @@ def test_what_cannot_be_taken_is_refused() -> None:
     for some in (ordered, ordered.train()):
         with pytest.raises(ValueError, match="mask: expected none, since a OrderAgnosticMADE"):
             some.distribution(None, torch.ones(5, 24, dtype=torch.bool))
-    with pytest.raises(ValueError, match="from -1 to 1, got 3"):
-        pair.encode(torch.tensor([3.0]))
+    even = AutoregressiveAudio(pair.network, 3, mu_law=False)
+    for either in (pair, even):
+        with pytest.raises(ValueError, match="from -1 to 1, got 3"):
+            either.encode(torch.tensor([3.0]))
+        with pytest.raises(TypeError, match=r"got torch\.int16\. Write waveform / 32768"):
+            either.encode(torch.zeros(3, dtype=torch.int16))
+        with pytest.raises(ValueError, match="level: expected integers from 0 to 3, got 4"):
+            either.decode(torch.tensor([0, 4]))
+        for array in (np.zeros(3), [0.0]):
+            with pytest.raises(TypeError, match="waveform: expected a tensor, got"):
+                either.encode(array)  # type: ignore[arg-type]
+            with pytest.raises(TypeError, match="level: expected a tensor, got"):
+                either.decode(array)  # type: ignore[arg-type]
+            with pytest.raises(TypeError, match="given: expected a tensor, got"):
+                either.sample(y, given=array)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import ppl_gen as pg
@@ -33,6 +35,7 @@ NETWORKS: dict[str, Any] = {
     "gated pixelcnn": lambda **more: GatedPixelCNN(SHAPE, features=4, layers=2, **more),
 }
 LABELS = torch.tensor([0, 1, 2, 0, 1])
+COLOURED = AutoregressiveImage(MADE((2, 4, 5), hidden_sizes=(8,)))
 
 
 def made(num_classes: int | None = None, **more: Any) -> AutoregressiveImage:
@@ -357,6 +360,15 @@ def test_check_finds_nothing() -> None:
         (made(elements=GRAYS), torch.full((5, 3, 3), 0.5), r"got 0\.5, between.*\(x \* 3\)"),
         (made(elements=GRAYS), torch.full((5, 3, 3), 1.5), r"got 1\.5, between two of them"),
         (made(elements=GRAYS), torch.full((5, 3, 3), 3.5), r"to 3\.5\. Round and shift them"),
+        (made(), torch.linspace(-1, 1, 45).reshape(5, 3, 3), r"\. Write \(x \+ 1\) / 2 for"),
+        (made(), torch.full((5, 3, 3), -300.0), r"-300\. Rescale them to \[0, 1\]"),
+        (
+            made(elements=GRAYS),
+            torch.linspace(-1, 1, 45).reshape(5, 3, 3),
+            r"\(\(x \+ 1\) / 2 \* 3\)\.round\(\)\.long",
+        ),
+        (COLOURED, torch.zeros(5, 4, 5, 2), r"another order\. Write x\.movedim\(-1, 1\)"),
+        (COLOURED, torch.zeros(5, 2, 5, 4), r"another order\. Bring its axes into that order"),
     ],
 )
 def test_bad_images(pair: AutoregressiveImage, x: torch.Tensor, message: str) -> None:
@@ -369,8 +381,41 @@ def test_bad_images(pair: AutoregressiveImage, x: torch.Tensor, message: str) ->
 def test_what_is_not_finite_is_not_scored() -> None:
     for pair in (made(), made(elements=GRAYS)):
         for value in (math.inf, math.nan):
-            with pytest.raises(SiteError, match=f"got values from {value} to {value}"):
+            message = f"got values from {value} to {value}. Remove what is not finite"
+            with pytest.raises(SiteError, match=message):
                 pair.log_prob(torch.full((5, 3, 3), value))
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda p: p.log_prob(images().numpy(), LABELS), r"ndarray\. Write torch.as_tensor\(x\)"),
+        (lambda p: p.log_prob(images().tolist(), LABELS), r"list\. Write torch.as_tensor\(x\)"),
+        (lambda p: p.log_prob(images() * 1j, LABELS), r"real numbers, got torch.complex64.*x.real"),
+        (lambda p: p.log_prob(images(), LABELS.numpy()), r"Write torch.as_tensor\(y\)"),
+        (lambda p: p.log_prob(images(), LABELS.tolist()), r"Write torch.as_tensor\(y\)"),
+        (lambda p: p.log_prob(images(), F.one_hot(LABELS)), r"\(5, 3\)\. Write y.argmax\(1\)"),
+        (lambda p: p.log_prob(images(), LABELS[:, None]), r"\(5, 1\)\. Write y.squeeze\(1\)"),
+        (lambda p: p.sample(LABELS.numpy()), r"Write torch.as_tensor\(y\)"),
+        (lambda p: p.sample(LABELS[:0]), r"shape \(0,\)\. Give the class of each"),
+        (lambda p: p.sample(LABELS, given=np.zeros(SHAPE)), r"given: expected a tensor, got nda"),
+        (lambda p: p.sample(LABELS, given=[[math.nan]]), "given: expected a tensor, got list"),
+    ],
+)
+def test_what_is_no_tensor_of_the_kind_is_refused(
+    use: Callable[[AutoregressiveImage], object], message: str
+) -> None:
+    with pytest.raises((SiteError, TypeError), match=message):
+        use(made(3))
+
+
+def test_arrays_are_data() -> None:
+    data = {"x": images().numpy(), "y": LABELS.tolist()}
+    found = pg.fit(made(3), data, SVI(guide="pair", steps=1), progress=False)
+    same = {"x": images(), "y": LABELS}
+    again = pg.fit(made(3), same, SVI(guide="pair", steps=1), progress=False)
+    for one, other in zip(params(found.pair), params(again.pair), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,7 @@ def test_constructor_arguments_rebuild_the_pair() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"condition_size": 0}, "condition_size: expected an integer of at least 1"),
+        ({"condition_size": 0}, "condition_size: expected at least 1"),
         ({"latent_size": 0}, "latent_size"),
         ({"hidden_sizes": (4, 0)}, r"hidden_sizes\[1\]"),
         ({"beta": -1.0}, "beta"),

@@ -198,5 +198,19 @@ def test_bad_arguments() -> None:
         BayesianLastLayer(AutoregressiveImage(OrderAgnosticMADE(SHAPE, (8,))))
     with pytest.raises(ValueError, match="gain_scale"):
         BayesianLastLayer(trained(), gain_scale=0.0)
+    pair, gains, offsets = BayesianLastLayer(trained(3)), torch.zeros(5), torch.zeros(5, 1)
+    labels = torch.zeros(5).long()
+    for arguments, error, message in (
+        ((gains.numpy(), offsets, labels), TypeError, "log_gain: expected a tensor, got ndarray"),
+        ((gains, offsets.tolist(), labels), TypeError, "offset: expected a tensor, got list"),
+        ((gains, offsets[:4], labels), ValueError, r"shapes \(5, 1\) .*got \(4, 1\) of offset"),
+        ((gains, offsets, labels[:4]), ValueError, r"\(4,\) of y"),
+        ((gains, offsets), SiteError, "integers of shape .*got NoneType. Give the class of each"),
+        ((gains, offsets, gains), SiteError, r"float32 of shape \(5,\)\. Write y\.long"),
+    ):
+        with pytest.raises(error, match=message):
+            pair.distribution(*arguments)  # type: ignore[arg-type]
+    with pytest.raises(SiteError, match="expected none, since the pair has no classes"):
+        BayesianLastLayer(trained()).distribution(gains, offsets, labels)
     with pytest.raises(SiteError, match=r"shape \(n, 3, 3\)"):
         pg.fit(BayesianLastLayer(trained()), {"x": torch.zeros(5, 3, 4)}, SVI(), progress=False)

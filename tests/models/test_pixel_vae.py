@@ -13,7 +13,7 @@ from ppl_gen.core import SiteError
 from ppl_gen.distributions import Elements
 from ppl_gen.inference import SVI
 from ppl_gen.inference.objectives import PairObjective
-from ppl_gen.models import PixelVAE
+from ppl_gen.models import VAE, PixelVAE, sampling
 
 SHAPE = (2, 3)
 
@@ -168,6 +168,21 @@ def test_draws_and_reconstructions(
     assert torch.equal(loaded.sample(3), trained.sample(3))
 
 
+def test_draws_tell_how_far_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+
+    class Recorded(sampling.ProgressBar):
+        def update(self, done: int) -> None:
+            told.append(done)
+            super().update(done)
+
+    monkeypatch.setattr(sampling, "ProgressBar", Recorded)
+    made().sample(5)
+    assert told[-1] == 5 * math.prod(SHAPE)
+    made().reconstruct(images(3))
+    assert told[-1] == 3 * math.prod(SHAPE)
+
+
 def test_convolutions() -> None:
     pair = made(image_shape=(8, 9), network="convolutional", channels=(3, 4), maps=2)
     x = torch.zeros(5, 8, 9)
@@ -190,9 +205,18 @@ def test_bad_arguments() -> None:
         made(free_nats=-1.0)
     with pytest.raises(ValueError, match="maps"):
         made(maps=0)
-    with pytest.raises(SiteError, match=r"shape \(n, 2, 3\)"):
-        made().elbo_terms(torch.zeros(5, 3, 2))
+    with pytest.raises(SiteError, match=r"shape \(n, 2, 3\).*Create .* image_shape=\(4, 3\)"):
+        made().elbo_terms(torch.zeros(5, 4, 3))
+    with pytest.raises(TypeError, match="elements: expected Elements, got 'categorical'"):
+        made(elements="categorical")
     with pytest.raises(SiteError, match="from 0 to 1, got values from 0 to 3"):
         made().importance_log_likelihood(images(levels=4))
+    for pair in (made(), VAE(SHAPE, 2)):
+        with pytest.raises(ValueError, match=r"z: expected shape \(\*batch, 2\), got \(5, 3\)"):
+            pair.decode(torch.zeros(5, 3))
+        with pytest.raises(TypeError, match="z: expected a tensor, got ndarray"):
+            pair.decode(np.zeros((5, 2)))  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="x: expected a tensor, got ndarray"):
+            pair.encode(np.zeros((5, 2, 3)))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="rows"):
         made().sample(0)

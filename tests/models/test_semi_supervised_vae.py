@@ -230,7 +230,7 @@ def test_constructor_arguments_rebuild_the_pair() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_classes": 0}, "num_classes: expected an integer of at least 1"),
+        ({"num_classes": 0}, "num_classes: expected at least 1"),
         ({"alpha": -0.1}, "alpha"),
         ({"alpha": math.nan}, "alpha"),
         ({"classifier_sizes": (4, -1)}, r"classifier_sizes\[1\]"),
@@ -247,7 +247,8 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
     ("name", "value", "message"),
     [
         ("x", torch.rand(7, 2, 3) + 1, "site 'x': expected pixels between 0 and 1"),
-        ("x_labelled", torch.rand(4, 3, 2), r"'x_labelled': .* Write x_labelled.reshape\(-1, 2, 3"),
+        ("x_labelled", torch.rand(4, 3, 2), r"order. Write x_labelled.movedim\(-1, 1\)"),
+        ("x_labelled", torch.rand(4, 6), r"Write x_labelled.reshape\(-1, 2, 3"),
         ("x_labelled", torch.zeros(4, 2, 3, dtype=torch.uint8), "Write x_labelled.float"),
         ("y_labelled", torch.tensor([0, 1, 2]), "'y_labelled': .*one value for each row"),
         ("y_labelled", torch.tensor([0, 1, 2, 3]), "expected classes from 0 to 2, got 0 to 3"),

@@ -262,7 +262,7 @@ def test_binary_likelihoods_sum_to_one_over_all_images() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"latent_size": 0}, "latent_size: expected an integer of at least 1, got 0"),
+        ({"latent_size": 0}, "latent_size: expected at least 1, got 0"),
         ({"latent_size": -3}, "latent_size"),
         ({"hidden_sizes": (400, 0)}, r"hidden_sizes\[1\]"),
         ({"image_shape": (28, -28)}, r"image_shape\[1\]"),

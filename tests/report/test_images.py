@@ -1,5 +1,6 @@
 """Grids of images: every pixel is where it belongs, labels too, and wrong shapes are errors."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,20 @@ def test_labels_and_captions() -> None:
     figure.canvas.draw()
 
 
+def test_marked_pixels_are_blue_and_the_others_as_they_are() -> None:
+    images = torch.tensor([[0.0, 1.0], [math.nan, 1.0]]).reshape(1, 1, 2, 2)
+    marked = torch.tensor([[True, False], [True, True]]).reshape(1, 1, 2, 2)
+    gray, blue = draw_images(images, marked=marked).axes[0].images
+    np.testing.assert_array_equal(np.ma.filled(gray.get_array(), np.nan), images[0, 0])
+    colors = np.asarray(blue.get_array())
+    np.testing.assert_array_equal(colors[..., 3], marked[0, 0])
+    dark, nothing, light = colors[0, 0, :3], colors[1, 0, :3], colors[1, 1, :3]
+    for color in (dark, nothing, light):
+        assert color[0] < color[1] < color[2]
+    # Apart from each other, from black and from white.
+    assert 0.05 < dark.mean() < nothing.mean() - 0.2 < light.mean() - 0.4 < 0.5
+
+
 @pytest.mark.parametrize(
     ("images", "options", "message"),
     [
@@ -61,6 +76,8 @@ def test_labels_and_captions() -> None:
         (torch.rand(2, 3, 8, 8), {"row_labels": ["a"]}, "row_labels: expected 2 of them"),
         (torch.rand(2, 3, 8, 8), {"column_labels": ["a"]}, "column_labels: expected 3"),
         (torch.rand(2, 3, 8, 8), {"captions": [["a"] * 3]}, "captions: expected 6"),
+        (torch.rand(2, 3, 8, 8), {"marked": torch.ones(8, 8).bool()}, r"marked: .*\(2, 3, 8, 8\)"),
+        (torch.rand(1, 1, 2, 2), {"marked": torch.ones(1, 1, 2, 2)}, "marked: .* got float32"),
     ],
 )
 def test_wrong_shapes(images: torch.Tensor, options: dict[str, Any], message: str) -> None:

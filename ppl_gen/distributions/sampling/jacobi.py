@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,13 @@ if TYPE_CHECKING:
     from ppl_gen.distributions.autoregressive import AutoregressiveNetwork
     from ppl_gen.distributions.sampling.draw import Options
 
-__all__ = ["draw_by_iteration"]
+__all__ = ["draw_by_iteration", "is_fixed_point"]
 
 # Probabilities that are drawn by at a time, of all elements of some rows: 64 MiB in float32.
 _CHUNK = 2**24
 _TELL_SECONDS = 0.25
+# Of so many elements one may be another for rounding: there are some ten times fewer.
+_TIES = 1000
 
 
 @torch.no_grad()
@@ -62,16 +65,14 @@ def draw_by_iteration(
             while len(active):
                 count += 1
                 before = drawn[active]
-                numbers = network.numbers(
-                    before.reshape(-1, *network.event_shape),
+                now = _once(
+                    network,
+                    before,
+                    uniforms[active],
                     None if context is None else context[active],
+                    None if given is None else given[active],
+                    options,
                 )
-                now = network.elements.draw(
-                    numbers.flatten(1, -2), uniforms[active], options.temperature, options.top_p
-                )
-                if given is not None:
-                    known = given[active]
-                    now = torch.where(known.isnan(), now, known)
                 drawn[active] = now
                 if count == uniforms.shape[1]:
                     break
@@ -86,3 +87,58 @@ def draw_by_iteration(
     if options.progress is not None:
         options.progress(drawn.numel(), drawn.numel())
     return drawn, passes
+
+
+@torch.no_grad()
+def is_fixed_point(
+    network: AutoregressiveNetwork,
+    drawn: torch.Tensor,
+    uniforms: torch.Tensor,
+    context: torch.Tensor | None,
+    given: torch.Tensor | None,
+    options: Options,
+) -> bool:
+    """Return whether draws are those of the network itself, but for what rounding explains.
+
+    They are where each element is the one that the network, given the others, has it be: the first
+    then is right, so the second, and so on. One run of the network says of which it is not. Where
+    that is more than a tie now and then, a run in double precision says how many are to be expected
+    by the network's own rounding: of large weights, many.
+
+    Args:
+        network: The network.
+        drawn: The draws, `(row, element)`.
+        uniforms: As `draw` takes them, like all that follows.
+        context: What comes with each row.
+        given: Elements that are known.
+        options: How they were drawn.
+    """
+    about = uniforms, context, given, options
+    with evaluating(network):
+        own = _once(network, drawn, *about)
+    different = int((own != drawn).sum())
+    most = 1 + drawn.numel() // _TIES
+    if different <= most or drawn.dtype == torch.float64:
+        return different <= most
+    precise = copy.deepcopy(network).eval().double()
+    told = None if context is None else context.double()
+    known = None if given is None else given.double()
+    wide = _once(precise, drawn.double(), uniforms.double(), told, known, options)
+    return different <= most + 3 * int((wide != own).sum())
+
+
+def _once(
+    network: AutoregressiveNetwork,
+    x: torch.Tensor,
+    uniforms: torch.Tensor,
+    context: torch.Tensor | None,
+    given: torch.Tensor | None,
+    options: Options,
+) -> torch.Tensor:
+    """Return all elements, each drawn given those before it in x, `(row, element)`."""
+    with torch.autocast(x.device.type, enabled=False):
+        numbers = network.numbers(x.reshape(-1, *network.event_shape), context)
+    now = network.elements.draw(
+        numbers.flatten(1, -2), uniforms, options.temperature, options.top_p
+    )
+    return now if given is None else torch.where(given.isnan(), now, given)

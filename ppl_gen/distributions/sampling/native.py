@@ -73,6 +73,8 @@ class NativeSampler:
         self.program = self._made()
         self.dtype = np.dtype(self.recorded.about.dtype)
         self._packed: dict[tuple[int, ...], Array] = {}
+        # Whether its draws have been found to be those of the network.
+        self.is_checked = False
 
     def _made(self) -> Program:
         if len(self.recorded.about.event_shape) == 1:

@@ -1,13 +1,14 @@
-"""The functions of single numbers that are followed, and what is said of operators that are not."""
+"""The operators that are followed, and what is said of those that are not."""
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
 from torch import fx
 
-__all__ = ["BINARY", "UNARY", "CannotPlan", "aten", "check_plain"]
+__all__ = ["BINARY", "COPIES", "UNARY", "VIEWS", "CannotPlan", "aten", "check_plain"]
 
 aten = torch.ops.aten
 # Functions of one number.
@@ -30,6 +31,35 @@ BINARY = {
     aten.div.Tensor: "div",
     aten.maximum.default: "maximum",
     aten.minimum.default: "minimum",
+}
+# Operators that move numbers: other views of the same ones, where they need not be copied first.
+VIEWS = {
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.t.default,
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.unbind.int,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.default,
+    aten.expand.default,
+    aten.alias.default,
+    aten.detach.default,
+    operator.getitem,
+}
+# Such that copy numbers.
+COPIES = {
+    aten.clone.default,
+    aten.flip.default,
+    aten.roll.default,
+    aten.repeat.default,
+    aten.upsample_nearest2d.default,
 }
 
 

@@ -9,7 +9,6 @@ that are zero, such as masked ones, make nothing.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -22,7 +21,9 @@ from torch import fx
 
 from ppl_gen.distributions.sampling.operators import (
     BINARY,
+    COPIES,
     UNARY,
+    VIEWS,
     CannotPlan,
     aten,
     check_plain,
@@ -39,32 +40,6 @@ Array: TypeAlias = NDArray[Any]
 NOTHING = -1
 # The most slots: plans of larger networks take too much memory, about 40 bytes for each.
 _MOST = 2**26
-# Operators that move numbers, and can be run on slots as they are.
-_MOVES = {
-    aten.view.default,
-    aten._unsafe_view.default,
-    aten.reshape.default,
-    aten.permute.default,
-    aten.transpose.int,
-    aten.t.default,
-    aten.slice.Tensor,
-    aten.select.int,
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    aten.unbind.int,
-    aten.unsqueeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.default,
-    aten.expand.default,
-    aten.alias.default,
-    aten.clone.default,
-    aten.detach.default,
-    aten.flip.default,
-    aten.roll.default,
-    aten.repeat.default,
-    aten.upsample_nearest2d.default,
-    operator.getitem,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +197,7 @@ class _Planner:
     def _follow(self, node: fx.Node) -> Any:
         target: Any = node.target
         args: Any = node.args
-        if target in _MOVES:
+        if target in VIEWS | COPIES:
             slots, kwargs = fx.map_arg((args, node.kwargs), self._slots_of)
             if target is aten.upsample_nearest2d.default:
                 return target(slots[0].double(), *slots[1:], **kwargs).long()

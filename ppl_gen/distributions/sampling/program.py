@@ -19,8 +19,8 @@ from ppl_gen.distributions.sampling.record import Recorded
 __all__ = [
     "ALIGNED",
     "FUNCTIONS",
+    "Beside",
     "Code",
-    "InTime",
     "Operand",
     "Program",
     "aligned",
@@ -73,18 +73,32 @@ class Operand(enum.IntEnum):
 
 
 @dataclass(frozen=True, eq=False)
-class InTime:
-    """Numbers of an operand that depend on the context and change with time.
+class Beside:
+    """Numbers of a sequence that do not depend on the elements.
 
     Args:
-        node: What they come from.
-        index: Which of them, `(time, element)`.
-        at: Where in the code the operand is.
+        node: What they come from; a number for one that is written in the network.
+        shape: What they are repeated to, of one time where they are the same at all.
+        axis: The axis of time.
     """
 
-    node: fx.Node
-    index: Slots
-    at: int
+    node: fx.Node | float
+    shape: tuple[int, ...]
+    axis: int
+
+    @property
+    def times(self) -> int:
+        """How many times there are numbers for."""
+        return self.shape[self.axis]
+
+    @property
+    def count(self) -> int:
+        """How many numbers there are of each time."""
+        return math.prod(self.shape) // self.times
+
+    def by_time(self, values: torch.Tensor) -> Array:
+        """Return the numbers, `(time, number)`, of the values of what they come from."""
+        return values.expand(self.shape).movedim(self.axis, 0).reshape(self.times, -1).cpu().numpy()
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +119,8 @@ class Program:
         affine: Indices of the operators in the plan whose weights these are, in order.
         tables: Node and flat index of the numbers, in order; a number for one that is written in
             the network.
-        in_time: Operands of a sequence that depend on the context and change with time.
+        in_time: Operands of a sequence that depend on the context and change with time, and where
+            in the code each is.
     """
 
     code: Slots
@@ -118,7 +133,7 @@ class Program:
     longest: int
     affine: tuple[int, ...] = ()
     tables: tuple[tuple[fx.Node | float, Slots], ...] = ()
-    in_time: tuple[InTime, ...] = ()
+    in_time: tuple[tuple[Beside, int], ...] = ()
 
     def filled(self, recorded: Recorded, plan: Plan) -> Program:
         """Return it with the weights of a plan that differs in them alone.
@@ -194,25 +209,38 @@ def tables_of_context(
     columns: list[Array] = []
     changing: list[list[tuple[int, Array]]] = []
     for row in distinct:
-        values = recorded.of_context(row.unsqueeze(0))
-
-        def read(node: fx.Node, index: Slots, values: dict[fx.Node, Any] = values) -> Array:
-            return np.asarray(values[node].reshape(-1).cpu().numpy()[index], dtype=dtype)
-
-        columns.append(joined([read(*each) for each in program.of_context], dtype))
-        changing.append([_frames(read(each.node, each.index)) for each in program.in_time])
+        same, frames = _of_row(recorded, program, row, dtype)
+        columns.append(same)
+        changing.append(frames)
     parts = [np.stack(columns, axis=1)]
     code, first = program.code.copy(), len(parts[0])
-    for number, each in enumerate(program.in_time):
+    for number, (each, at) in enumerate(program.in_time):
         found = [frames[number] for frames in changing]
         # A frame of one row may be as long as several of another, or all time.
-        hop = math.gcd(*(own for own, _ in found)) or len(each.index)
-        times = np.arange(0, len(each.index), hop)
+        hop = math.gcd(*(own for own, _ in found)) or each.times
+        times = np.arange(0, each.times, hop)
         rows = [frames[times // own] if own else frames[times * 0] for own, frames in found]
         parts.append(np.stack([frames.reshape(-1) for frames in rows], axis=1))
-        code[each.at + 1], code[each.at + 3] = first, hop
+        code[at + 1], code[at + 3] = first, hop
         first += len(parts[-1])
     return code, np.ascontiguousarray(np.concatenate(parts)[:, which.cpu().numpy()])
+
+
+def _of_row(
+    recorded: Recorded, program: Program, row: torch.Tensor, dtype: Any
+) -> tuple[Array, list[tuple[int, Array]]]:
+    """Return the numbers that depend on one context: those of all times, and frames of others."""
+    same: list[Array] = [np.zeros(0)] * len(program.of_context)
+    frames: list[tuple[int, Array]] = [(0, np.zeros(0))] * len(program.in_time)
+    # As soon as they are there: of a long sequence there is no room for all at once.
+    for node, values in recorded.of_context(row.unsqueeze(0)):
+        for place, (source, index) in enumerate(program.of_context):
+            if source is node:
+                same[place] = values.reshape(-1).cpu().numpy()[index]
+        for place, (each, _) in enumerate(program.in_time):
+            if each.node is node:
+                frames[place] = _frames(each.by_time(values).astype(dtype, copy=False))
+    return joined(same, dtype), frames
 
 
 def _frames(values: Array) -> tuple[int, Array]:
@@ -226,7 +254,8 @@ def _frames(values: Array) -> tuple[int, Array]:
     """
     changes = np.flatnonzero((values[1:] != values[:-1]).any(axis=1)) + 1
     hop = math.gcd(*changes.tolist())
-    return hop, values[::hop] if hop else values[:1]
+    # A copy: a view would keep all of them.
+    return hop, (values[::hop] if hop else values[:1]).copy()
 
 
 def aligned(count: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,14 +68,20 @@ class Recorded:
             if self.kinds[node] == CONSTANT and node.op != "output":
                 self.constants[node] = self._evaluated(node, self.constants)
 
-    def of_context(self, context: torch.Tensor | None) -> dict[fx.Node, Any]:
-        """Return the values that follow from a context alone, `(1, *context_shape)`."""
+    def of_context(self, context: torch.Tensor | None) -> Iterator[tuple[fx.Node, Any]]:
+        """Yield the values that follow from a context alone, `(1, *context_shape)`.
+
+        They are not kept for longer than others are made of them.
+        """
+        nodes = [node for node, kind in self.kinds.items() if kind == CONTEXT]
+        last = {source: node for node in nodes for source in node.all_input_nodes}
         values = dict(self.constants)
-        for node, kind in self.kinds.items():
-            if kind != CONTEXT:
-                continue
+        for node in nodes:
             values[node] = context if node.op == "placeholder" else self._evaluated(node, values)
-        return values
+            yield node, values[node]
+            for each in (node, *node.all_input_nodes):
+                if self.kinds[each] == CONTEXT and last.get(each, node) is node:
+                    values.pop(each, None)
 
     def _evaluated(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         if node.op == "get_attr":

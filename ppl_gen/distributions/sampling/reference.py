@@ -87,7 +87,8 @@ def sample_by_plan(
     """
     rows = len(uniforms)
     given = [
-        recorded.of_context(None if context is None else context[row : row + 1])
+        recorded.constants
+        | dict(recorded.of_context(None if context is None else context[row : row + 1]))
         for row in range(rows)
     ]
     # The last one is what is zero.

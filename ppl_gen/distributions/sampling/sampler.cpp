@@ -228,7 +228,7 @@ static void apply(integer function, integer size, const real* a, const real* b, 
         case RELU: EACH out[i] = a[i] < 0 ? 0 : a[i]; break;  // NaN stays
         case TANH: EACH out[i] = tanh_of(a[i]); break;
         case SIGMOID: EACH out[i] = sigmoid(a[i]); break;
-        case EXP: EACH out[i] = exp_of(a[i]); break;
+        case EXP: EACH out[i] = real(__builtin_exp(a[i])); break;  // beyond what exp_of has, too
         case NEG: EACH out[i] = -a[i]; break;
         case ELU: EACH out[i] = a[i] > 0 ? a[i] : expm1_of(a[i]); break;
         case SILU: EACH out[i] = a[i] * sigmoid(a[i]); break;
@@ -316,7 +316,7 @@ static void mixture(const real* numbers, integer components, integer categories,
     for (integer k = 0; k < components; k++) {
         const real loc = numbers[components + k];
         real log_scale = numbers[2 * components + k];
-        log_scale = log_scale < -7 ? -7 : log_scale;
+        log_scale = log_scale < -7 ? -7 : log_scale > 20 ? 20 : log_scale;
         const real precision = exp_of(-log_scale) / temperature, share = real(weight[k] / total);
         // The probability of what is below the upper edge of each category but the last.
         for (integer c = 0; c < categories - 1; c++)

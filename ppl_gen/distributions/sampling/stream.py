@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,12 +19,12 @@ from torch import fx
 from ppl_gen.distributions.sampling.operators import (
     BINARY,
     UNARY,
+    VIEWS,
     CannotPlan,
     aten,
     check_plain,
 )
-from ppl_gen.distributions.sampling.plan import Slots
-from ppl_gen.distributions.sampling.program import Array, Program
+from ppl_gen.distributions.sampling.program import Array, Beside, Program
 from ppl_gen.distributions.sampling.record import ELEMENTS, Recorded
 from ppl_gen.distributions.sampling.stream_program import Read, Step, program_of_steps
 
@@ -160,7 +160,7 @@ class _Streamer:
     def _add(
         self,
         function: str | tuple[Array, Array],
-        operands: Sequence[Read | tuple[fx.Node | float, Slots]],
+        operands: Sequence[Read | Beside],
         count: int,
     ) -> torch.Tensor:
         earliest = max(self._delay(x) for x in operands if isinstance(x, Read))
@@ -175,7 +175,7 @@ class _Streamer:
         found = [self.signals[x] for x in args if isinstance(x, fx.Node) and x in self.signals]
         axis = found[0].axis - found[0].slots.ndim + len(shape)
         length, shape[axis] = shape[axis], 1
-        operands: list[Read | tuple[fx.Node | float, Slots]] = []
+        operands: list[Read | Beside] = []
         for each in args:
             if isinstance(each, fx.Node) and each in self.signals:
                 signals = self.signals[each]
@@ -189,12 +189,9 @@ class _Streamer:
                 times = own[place] if place >= 0 else 1
                 if times != 1 and times < self.length:
                     raise CannotPlan("numbers for some of the times only")
-                whole = [*shape[:axis], times, *shape[axis + 1 :]]
-                index = torch.arange(math.prod(own)).reshape(own).expand(whole)
-                by_time = index.movedim(axis, 0).reshape(times, -1).numpy()
-                operands.append((each, by_time if times != 1 else by_time[0]))
+                operands.append(Beside(each, (*shape[:axis], times, *shape[axis + 1 :]), axis))
             else:
-                operands.append((float(each), np.zeros(math.prod(shape), dtype=np.int64)))
+                operands.append(Beside(float(each), tuple(shape), axis))
         made = self._add(function, operands, math.prod(shape))
         for each in found:
             self._check_read(each, self.delays[int(made[0])])
@@ -280,43 +277,40 @@ class _Streamer:
         return replace(first, slots=slots, end=min(x.end for x in found))
 
     def _moved(self, signals: _Signals, node: fx.Node) -> Any:
-        """Follow an operator that moves numbers, by what it does to the places of time."""
+        """Follow an operator that moves numbers, by what it does to signals and to their times."""
         target: Any = node.target
-        if target in (aten.view.default, aten._unsafe_view.default):
-            target = aten.reshape.default
-        source: Any = node.args[0]
+        source, *options = cast("list[Any]", node.args)
+        axis = signals.axis
         whole = list(source.meta["val"].shape)
-        # Signals and times side by side, each in a tensor of the true shape that takes no memory.
-        time = torch.arange(whole[signals.axis])
-        time = time.reshape(-1, *(1,) * (len(whole) - 1 - signals.axis)).expand(whole)
+        if target is aten.clone.default:
+            return signals
+        if target is aten.flip.default and axis not in [each % len(whole) for each in options[0]]:
+            return replace(signals, slots=target(signals.slots, *options))
+        if target not in VIEWS:
+            raise CannotPlan(f"the operator {target}")
+        if target in (aten.reshape.default, aten._unsafe_view.default):
+            target = aten.view.default  # which refuses to copy
+        # Both of the true shape, and without memory for it: signals are the same at all times, and
+        # of times no more is to be known than along which axes they go up.
+        slots = signals.slots.contiguous().expand(whole)
+        steps = [int(each == axis) for each in range(len(whole))]
+        times = torch.empty_strided(whole, steps, device="meta")
         try:
-            moved = target(signals.slots.expand(whole), *node.args[1:], **node.kwargs)
-            times = target(time, *node.args[1:], **node.kwargs)
-        except (RuntimeError, TypeError, NotImplementedError) as error:
-            raise CannotPlan(f"the operator {target}") from error
+            moved, when = (target(each, *options, **node.kwargs) for each in (slots, times))
+        except RuntimeError as error:
+            raise CannotPlan(f"the operator {target}, which mixes times") from error
+        length = whole[axis]
         if isinstance(moved, torch.Tensor):
-            return _with_time(moved, times, signals, whole[signals.axis], target)
-        return [
-            _with_time(m, t, signals, whole[signals.axis], target)
-            for m, t in zip(moved, times, strict=True)
-        ]
+            return _with_time(moved, when, signals, length, target)
+        pairs = zip(moved, when, strict=True)
+        return [_with_time(m, t, signals, length, target) for m, t in pairs]
 
 
 def _with_time(
     moved: torch.Tensor, times: torch.Tensor, signals: _Signals, length: int, target: Any
 ) -> _Signals:
-    """Return moved signals, where one axis is still that of time."""
-    for axis, size in enumerate(times.shape):
-        if size == length and _only_along(times, axis):
-            return _Signals(moved.narrow(axis, 0, 1), axis, signals.lag, signals.end)
+    """Return moved signals, where all times are still along one axis."""
+    up = [axis for axis, step in enumerate(times.stride()) if step and times.shape[axis] > 1]
+    if len(up) == 1 and times.shape[up[0]] == length:
+        return _Signals(moved.narrow(up[0], 0, 1), up[0], signals.lag, signals.end)
     raise CannotPlan(f"the operator {target}, which mixes times")
-
-
-def _only_along(times: torch.Tensor, axis: int) -> bool:
-    """Return whether times go up along one axis, and are the same along all others."""
-    length = times.shape[axis]
-    others = [n for i, n in enumerate(times.stride()) if i != axis and times.shape[i] > 1]
-    if any(others):  # copied
-        line = torch.arange(length).reshape(-1, *(1,) * (times.ndim - 1 - axis))
-        return torch.equal(times, line.expand(times.shape))
-    return torch.equal(times.movedim(axis, -1).reshape(-1, length)[0], torch.arange(length))

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import fx
 
 from ppl_gen.distributions.sampling.plan import Slots
 from ppl_gen.distributions.sampling.program import (
     FUNCTIONS,
     Array,
+    Beside,
     Code,
-    InTime,
     Operand,
     Program,
     aligned,
@@ -39,14 +41,14 @@ class Step:
 
     Args:
         function: A name, or weights `(input, output)` and a bias.
-        operands: What it reads; a node with indices for what does not depend on the elements.
+        operands: What it reads.
         first: The first of its outputs.
         count: Number of outputs.
         delay: At step s it makes its signals at time s - delay.
     """
 
     function: str | tuple[Array, Array]
-    operands: tuple[Read | tuple[fx.Node | float, Slots], ...]
+    operands: tuple[Read | Beside, ...]
     first: int
     count: int
     delay: int
@@ -74,7 +76,7 @@ class _Writer:
         self.num_weights = 0
         self.numbers: list[Array] = []
         self.of_context: list[tuple[fx.Node, Slots]] = []
-        self.in_time: list[InTime] = []
+        self.in_time: list[tuple[Beside, int]] = []
 
     def program(self, numbers: Read) -> Program:
         masks = self._masks(numbers)
@@ -133,7 +135,7 @@ class _Writer:
                 if isinstance(operand, Read):
                     code += _reading(operand, step.delay, of_slot, indices)
                 else:
-                    code += self._given(*operand, step.delay, len(self.code) + len(code))
+                    code += self._beside(operand, step.delay, len(self.code) + len(code))
             return code
         weight, bias = step.function
         (read,) = step.operands
@@ -149,31 +151,31 @@ class _Writer:
             code += [at, lag, ring, width, length, row]
         return code
 
-    def _given(self, node: fx.Node | float, index: Slots, delay: int, at: int) -> list[int]:
+    def _beside(self, each: Beside, delay: int, at: int) -> list[int]:
         """Return the code of an operand that does not depend on the elements.
 
         Args:
-            node: What its numbers come from.
-            index: Which of them, `(number,)`, or `(time, number)` where they change with time.
+            each: The operand.
             delay: How many steps after its time it is used.
             at: Where in the code it is.
         """
         start = sum(len(x) for x in self.numbers)
-        if isinstance(node, float):
-            self.numbers.append(np.array([node]))
+        if isinstance(each.node, float):
+            self.numbers.append(np.array([each.node]))
             return [Operand.NUMBER, start, 0, 0, 0]
-        of_context = self.recorded.kinds[node] == CONTEXT
-        if of_context and index.ndim == 2:
-            self.in_time.append(InTime(node, index, at))
-            return [Operand.IN_TIME, 0, delay, 1, index.shape[1]]
+        of_context = self.recorded.kinds[each.node] == CONTEXT
+        if of_context and each.times > 1:
+            self.in_time.append((each, at))
+            return [Operand.IN_TIME, 0, delay, 1, each.count]
         if of_context:
-            start = sum(len(x) for _, x in self.of_context)
-            self.of_context.append((node, index))
+            start = sum(len(index) for _, index in self.of_context)
+            shape = each.node.meta["val"].shape
+            index = torch.arange(math.prod(shape)).reshape(shape)
+            self.of_context.append((each.node, each.by_time(index)[0]))
             return [Operand.OF_ROWS, start, 0, 0, 0]
-        values = self.recorded.constants[node].reshape(-1).cpu().numpy()
-        self.numbers.append(values[index.reshape(-1)])
-        if index.ndim == 2:
-            return [Operand.TABLE, start, delay, -1, index.shape[1]]
+        self.numbers.append(each.by_time(self.recorded.constants[each.node]).reshape(-1))
+        if each.times > 1:
+            return [Operand.TABLE, start, delay, -1, each.count]
         return [Operand.TABLE, start, 0, 0, 0]
 
 

@@ -7,6 +7,7 @@ from ppl_gen.models.networks.gated_pixel_cnn import GatedPixelCNN
 from ppl_gen.models.networks.images import image_decoder, image_encoder
 from ppl_gen.models.networks.made import FVBN, MADE, NADE, OrderAgnosticMADE
 from ppl_gen.models.networks.mlp import MLPDecoder, MLPEncoder, mlp
+from ppl_gen.models.networks.multi_scale import MultiScale
 from ppl_gen.models.networks.pixel_cnn import PixelCNN
 from ppl_gen.models.networks.pixel_cnn_plus_plus import PixelCNNPlusPlus
 from ppl_gen.models.networks.pixel_rnn import DiagonalBiLSTM, RowLSTM
@@ -22,6 +23,7 @@ __all__ = [
     "GatedPixelCNN",
     "MLPDecoder",
     "MLPEncoder",
+    "MultiScale",
     "OrderAgnosticMADE",
     "PixelCNN",
     "PixelCNNPlusPlus",

@@ -6,9 +6,12 @@ import torch
 import torch.nn.functional as F
 
 from ppl_gen.distributions import Elements
-from ppl_gen.distributions.elements import LEAST_LOG_SCALE
+from ppl_gen.distributions.elements import LEAST_LOG_SCALE, MOST_LOG_SCALE
 
 __all__ = ["coupled_numbers", "num_coupled"]
+
+# Of larger numbers sums and products overflow in single precision, and what is left is no gradient.
+_MOST = 1e30
 
 
 def num_coupled(elements: Elements, channels: int) -> int:
@@ -39,6 +42,8 @@ def coupled_numbers(features: torch.Tensor, x: torch.Tensor, elements: Elements)
         p(x_1, \ldots, x_C) = \sum_k \pi_k \prod_c p_k(x_c \mid x_1, \ldots, x_{c - 1}), \qquad
         \mu_{k c} = m_{k c} + \sum_{b < c} \alpha_{k c b} v_b
 
+    Features of which sums would overflow are bounded, so that gradients stay finite.
+
     By the chain rule the channels before one change its weights to those of the components given
     them: :math:`\log \pi_k + \sum_{b < c} \log p_k(x_b \mid \ldots)`, up to a constant.
 
@@ -57,6 +62,7 @@ def coupled_numbers(features: torch.Tensor, x: torch.Tensor, elements: Elements)
     channels = x.shape[1]
     # Log probabilities are summed up: not in the half precision that convolutions may be run in.
     features = features.to(torch.promote_types(features.dtype, torch.float32))
+    features = _bounded(features, -_MOST, _MOST)
     x = x.to(features)
     levels = elements.features(x, features)
     if elements.likelihood != "logistic_mixture":
@@ -65,8 +71,7 @@ def coupled_numbers(features: torch.Tensor, x: torch.Tensor, elements: Elements)
         return torch.stack(planes, dim=1).movedim(2, -1)
     parts = features.unflatten(1, (-1, elements.components))
     logits, log_scales = parts[:, 0], parts[:, 1 : channels + 1]
-    least = torch.full((), LEAST_LOG_SCALE, dtype=x.dtype, device=x.device)
-    log_scales = torch.maximum(log_scales, least)
+    log_scales = _bounded(log_scales, LEAST_LOG_SCALE, MOST_LOG_SCALE)
     locs = parts[:, channels + 1 : 2 * channels + 1]
     planes = []
     locs_given_before = _linear(locs, parts[:, 2 * channels + 1 :].tanh(), levels)
@@ -78,6 +83,12 @@ def coupled_numbers(features: torch.Tensor, x: torch.Tensor, elements: Elements)
                 value, level - loc, log_scales[:, channel], elements.categories
             )
     return torch.stack(planes, dim=1).movedim(2, -1)
+
+
+def _bounded(x: torch.Tensor, least: float, most: float) -> torch.Tensor:
+    """Return numbers within bounds, by operators that the compiled sampler follows."""
+    low, high = (torch.full((), bound, dtype=x.dtype, device=x.device) for bound in (least, most))
+    return torch.minimum(torch.maximum(x, low), high)
 
 
 def _linear(

@@ -10,13 +10,14 @@ from torch import nn
 
 from ppl_gen.core.errors import check_count
 from ppl_gen.distributions import AutoregressiveNetwork, Elements
+from ppl_gen.models.networks.image_context import context_layer, image_context_shape, told
 from ppl_gen.models.networks.masked_convolution import (
     MaskedConv2d,
     check_features,
     check_kernel_size,
     reading_order,
 )
-from ppl_gen.models.networks.pixel_cnn import as_planes, image_channels
+from ppl_gen.models.networks.pixel_cnn import as_planes, image_channels, planes_of
 
 __all__ = ["GatedPixelCNN"]
 
@@ -73,10 +74,9 @@ class _Layer(nn.Module):
         stacks = ["horizontal"] if is_last else ["vertical", "horizontal"]
         self.contexts = nn.ModuleDict()
         for stack in stacks:
-            if context_size is not None:
-                self.contexts[stack] = nn.Linear(context_size, 2 * features)
-            if context_maps is not None:
-                self.contexts[stack] = nn.Conv2d(context_maps, 2 * features, 1)
+            layer = context_layer(context_size, context_maps, 2 * features)
+            if layer is not None:
+                self.contexts[stack] = layer
 
     def forward(
         self, vertical: torch.Tensor, horizontal: torch.Tensor, context: torch.Tensor | None
@@ -88,18 +88,13 @@ class _Layer(nn.Module):
         seen = self.vertical(padded)[:, :, : vertical.shape[2]]
         beside = self.horizontal(horizontal) + self.across(seen)
         if "horizontal" in self.contexts:
-            beside = beside + self._told("horizontal", context)
+            beside = beside + told(self.contexts["horizontal"], context)
         if "vertical" in self.contexts:
-            seen = seen + self._told("vertical", context)
+            seen = seen + told(self.contexts["vertical"], context)
         out = self.out(_gate(beside, self.channels))
         if not self.is_first:
             out = out + horizontal
         return (vertical if self.is_last else _gate(seen, self.channels)), out
-
-    def _told(self, stack: str, context: torch.Tensor | None) -> torch.Tensor:
-        """Return what the context says to a stack, of a vector the same everywhere."""
-        told: torch.Tensor = self.contexts[stack](context)
-        return told[:, :, None, None] if told.ndim == 2 else told
 
 
 class GatedPixelCNN(AutoregressiveNetwork):
@@ -139,14 +134,7 @@ class GatedPixelCNN(AutoregressiveNetwork):
         context_maps: int | None = None,
     ) -> None:
         channels = image_channels(image_shape)
-        if context_size is not None and context_maps is not None:
-            msg = "context_size and context_maps are both given: give one of them."
-            raise ValueError(msg)
-        context_shape: tuple[int, ...] | None = None
-        if context_size is not None:
-            context_shape = (context_size,)
-        elif context_maps is not None:
-            context_shape = (context_maps, *image_shape[-2:])
+        context_shape = image_context_shape(image_shape, context_size, context_maps)
         super().__init__(image_shape, elements, context_shape, reading_order(image_shape))
         check_count("layers", layers)
         check_features(features, channels)
@@ -174,7 +162,7 @@ class GatedPixelCNN(AutoregressiveNetwork):
     def numbers(self, x: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
         """Return the numbers for each element, `(n, *image_shape, number)`."""
         pixels = self.elements.features(x, self.last.weight)
-        vertical = pixels.reshape(len(x), -1, *self.event_shape[-2:])
+        vertical = planes_of(pixels)
         horizontal = vertical
         for layer in self.blocks:
             vertical, horizontal = layer(vertical, horizontal, context)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ppl_gen.core.errors import check_count, check_counts
 from ppl_gen.distributions import (
     Autoregressive,
     AutoregressiveNetwork,
@@ -17,7 +19,7 @@ from ppl_gen.distributions import (
     OrderingEnsemble,
 )
 from ppl_gen.distributions.discrete import DiscreteDistribution
-from ppl_gen.models.checks import check_size, check_sizes
+from ppl_gen.models.checks import vector_shape
 
 __all__ = ["FVBN", "MADE", "NADE", "OrderAgnosticMADE"]
 
@@ -76,8 +78,8 @@ class MADE(AutoregressiveNetwork):
         context_size: int | None = None,
         direct_connections: bool = True,
     ) -> None:
-        super().__init__(event_shape, elements, None if context_size is None else (context_size,))
-        self.hidden_sizes = check_sizes("hidden_sizes", hidden_sizes, least=0)
+        super().__init__(event_shape, elements, vector_shape(context_size))
+        self.hidden_sizes = check_counts("hidden_sizes", hidden_sizes, least=0)
         self.context_size, self.direct_connections = context_size, direct_connections
         *masks, direct = self.masks(self.order)
         layers = [MaskedLinear(mask) for mask in masks]
@@ -193,8 +195,8 @@ class OrderAgnosticMADE(MADE):
         ordering_seed: int = 0,
     ) -> None:
         super().__init__(event_shape, hidden_sizes, elements, context_size, direct_connections)
-        check_size("num_orderings", num_orderings)
-        check_size("ensemble_size", ensemble_size)
+        check_count("num_orderings", num_orderings)
+        check_count("ensemble_size", ensemble_size)
         self.num_orderings, self.ensemble_size = num_orderings, ensemble_size
         self.ordering_seed = ordering_seed
         generator = torch.Generator().manual_seed(ordering_seed)
@@ -226,6 +228,9 @@ class OrderAgnosticMADE(MADE):
 
 class _Ordered(AutoregressiveNetwork):
     """An order-agnostic network under one ordering."""
+
+    # It is made anew for each distribution, and a plan takes as long as ten draws by iteration.
+    is_planned: ClassVar[bool] = False
 
     def __init__(self, network: OrderAgnosticMADE, ordering: torch.Tensor) -> None:
         super().__init__(network.event_shape, network.elements, network.context_shape, ordering)
@@ -304,7 +309,8 @@ class NADE(AutoregressiveNetwork):
         elements: Elements = Elements(),  # noqa: B008 - it is frozen
         context_size: int | None = None,
     ) -> None:
-        super().__init__(event_shape, elements, None if context_size is None else (context_size,))
+        super().__init__(event_shape, elements, vector_shape(context_size))
+        check_count("hidden_size", hidden_size)
         self.hidden_size, self.context_size = hidden_size, context_size
         count, outputs = math.prod(self.event_shape), elements.num_outputs
         bound = 1 / math.sqrt(count)

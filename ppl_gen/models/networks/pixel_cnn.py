@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ppl_gen.core.errors import check_count
+from ppl_gen.core.errors import check_count, check_counts
 from ppl_gen.distributions import AutoregressiveNetwork, Elements
+from ppl_gen.models.checks import vector_shape
 from ppl_gen.models.networks.masked_convolution import MaskedConv2d, reading_order
 
-__all__ = ["PixelCNN", "as_planes", "image_channels"]
+__all__ = ["PixelCNN", "as_planes", "image_channels", "planes_of"]
 
 
 def image_channels(image_shape: Sequence[int]) -> int:
@@ -22,15 +23,23 @@ def image_channels(image_shape: Sequence[int]) -> int:
         image_shape: The shape.
 
     Raises:
-        ValueError: If it has another number of axes.
+        TypeError: If it is no sequence of whole numbers.
+        ValueError: If it has another number of axes, or one is below 1.
     """
-    if len(image_shape) not in (2, 3):
-        msg = (
-            "image_shape: expected (height, width) or (channels, height, width), got "
-            f"{tuple(image_shape)}."
-        )
+    sizes = check_counts("image_shape", image_shape)
+    if len(sizes) not in (2, 3):
+        msg = f"image_shape: expected (height, width) or (channels, height, width), got {sizes}."
         raise ValueError(msg)
-    return 1 if len(image_shape) == 2 else image_shape[0]
+    return 1 if len(sizes) == 2 else sizes[0]
+
+
+def planes_of(images: torch.Tensor) -> torch.Tensor:
+    """Return images with an axis of channels, `(n, channels, height, width)`.
+
+    Args:
+        images: Images, with that axis or without.
+    """
+    return images.unsqueeze(1) if images.ndim == 3 else images
 
 
 def as_planes(numbers: torch.Tensor, event_shape: Sequence[int], outputs: int) -> torch.Tensor:
@@ -101,8 +110,8 @@ class PixelCNN(AutoregressiveNetwork):
         context_size: int | None = None,
     ) -> None:
         channels = image_channels(image_shape)
-        context_shape = None if context_size is None else (context_size,)
-        super().__init__(image_shape, elements, context_shape, reading_order(image_shape))
+        order = reading_order(image_shape)
+        super().__init__(image_shape, elements, vector_shape(context_size), order)
         check_count("features", features)
         check_count("layers", layers)
         if features % (2 * channels):
@@ -123,7 +132,7 @@ class PixelCNN(AutoregressiveNetwork):
     def numbers(self, x: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
         """Return the numbers for each element, `(n, *image_shape, number)`."""
         pixels = self.elements.features(x, self.first.weight)
-        hidden = self.first(pixels.reshape(len(x), -1, *self.event_shape[-2:]))
+        hidden = self.first(planes_of(pixels))
         if context is not None:
             assert self.from_context is not None
             hidden = hidden + self.from_context(context)[:, :, None, None]

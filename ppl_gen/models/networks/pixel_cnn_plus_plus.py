@@ -11,9 +11,10 @@ from torch import nn
 
 from ppl_gen.core.errors import check_count
 from ppl_gen.distributions import AutoregressiveNetwork, Elements
+from ppl_gen.models.checks import vector_shape
 from ppl_gen.models.networks.channel_coupling import coupled_numbers, num_coupled
 from ppl_gen.models.networks.masked_convolution import reading_order
-from ppl_gen.models.networks.pixel_cnn import image_channels
+from ppl_gen.models.networks.pixel_cnn import image_channels, planes_of
 
 __all__ = ["PixelCNNPlusPlus"]
 
@@ -212,8 +213,8 @@ class PixelCNNPlusPlus(AutoregressiveNetwork):
         context_size: int | None = None,
     ) -> None:
         channels = image_channels(image_shape)
-        context_shape = None if context_size is None else (context_size,)
-        super().__init__(image_shape, elements, context_shape, reading_order(image_shape))
+        order = reading_order(image_shape)
+        super().__init__(image_shape, elements, vector_shape(context_size), order)
         for name, value in (("features", features), ("layers", layers), ("sizes", sizes)):
             check_count(name, value)
         _check_sizes(self.event_shape, sizes)
@@ -240,7 +241,7 @@ class PixelCNNPlusPlus(AutoregressiveNetwork):
 
     def numbers(self, x: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
         """Return the numbers for each element, `(n, *image_shape, number)`."""
-        planes = x.reshape(len(x), -1, *self.event_shape[-2:])
+        planes = planes_of(x)
         pixels = self.elements.features(planes, self.last.weight)
         vertical = _moved_down(self.above(pixels))
         horizontal = _moved_down(self.near_above(pixels)) + _moved_right(self.left(pixels))
@@ -256,7 +257,7 @@ class PixelCNNPlusPlus(AutoregressiveNetwork):
                 stacks = step(stacks, passed.pop(), context)
         features = self.last(F.elu(stacks[1]))
         numbers = coupled_numbers(features, planes, self.elements)
-        return numbers.reshape(len(x), *self.event_shape, -1)
+        return numbers.reshape(len(x), *self.event_shape, self.elements.num_outputs)
 
 
 def _check_sizes(image_shape: Sequence[int], sizes: int) -> None:

@@ -11,13 +11,14 @@ from torch import nn
 
 from ppl_gen.core.errors import check_count
 from ppl_gen.distributions import AutoregressiveNetwork, Elements
+from ppl_gen.models.networks.image_context import context_layer, image_context_shape, told
 from ppl_gen.models.networks.masked_convolution import (
     MaskedConv2d,
     check_features,
     check_kernel_size,
     reading_order,
 )
-from ppl_gen.models.networks.pixel_cnn import as_planes, image_channels
+from ppl_gen.models.networks.pixel_cnn import as_planes, image_channels, planes_of
 
 __all__ = ["DiagonalBiLSTM", "RowLSTM"]
 
@@ -49,6 +50,7 @@ class _Layer(nn.Module, ABC):
         features: Number of features of a state; twice as many go in and out.
         channels: Number of channels of the image.
         context_size: Size of the context; None for none.
+        context_maps: Number of its feature maps; None where it is no image.
         kernel_size: Width of the kernel over the input.
         directions: Number of states for each pixel.
     """
@@ -58,6 +60,7 @@ class _Layer(nn.Module, ABC):
         features: int,
         channels: int,
         context_size: int | None,
+        context_maps: int | None,
         *,
         kernel_size: int = 1,
         directions: int = 1,
@@ -68,14 +71,14 @@ class _Layer(nn.Module, ABC):
         self.from_input = MaskedConv2d(
             2 * features, count, (1, kernel_size), includes_own=True, channels=channels
         )
-        self.from_context = None if context_size is None else nn.Linear(context_size, count)
+        self.from_context = context_layer(context_size, context_maps, count)
         self.out = MaskedConv2d(features, 2 * features, 1, includes_own=True, channels=channels)
 
     def forward(self, x: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
         gates = self.from_input(x)
         if context is not None:
             assert self.from_context is not None
-            gates = gates + self.from_context(context)[:, :, None, None]
+            gates = gates + told(self.from_context, context)
         # Masks have features channel by channel, cells have them gate by gate.
         shape = (self.channels, self.directions, _GATES, self.features // self.channels)
         gates = gates.unflatten(1, shape).permute(2, 0, 3, 1, 4, 5, 6).flatten(3, 4)
@@ -95,9 +98,14 @@ class _RowLayer(_Layer):
     """Each cell sees the states of the row above: its neighbours by a convolution along the row."""
 
     def __init__(
-        self, features: int, channels: int, context_size: int | None, kernel_size: int
+        self,
+        features: int,
+        channels: int,
+        context_size: int | None,
+        context_maps: int | None,
+        kernel_size: int,
     ) -> None:
-        super().__init__(features, channels, context_size, kernel_size=kernel_size)
+        super().__init__(features, channels, context_size, context_maps, kernel_size=kernel_size)
         self.from_state = nn.Conv1d(
             features, _GATES * features, kernel_size, padding=kernel_size // 2, bias=False
         )
@@ -118,8 +126,10 @@ class _DiagonalLayer(_Layer):
     Both are on the diagonal before its own, so that a diagonal is computed at once.
     """
 
-    def __init__(self, features: int, channels: int, context_size: int | None) -> None:
-        super().__init__(features, channels, context_size, directions=2)
+    def __init__(
+        self, features: int, channels: int, context_size: int | None, context_maps: int | None
+    ) -> None:
+        super().__init__(features, channels, context_size, context_maps, directions=2)
         # Of the pixel beside and of the one above.
         bound = (2 * features) ** -0.5
         weight = torch.empty(2, 2 * features, _GATES * features).uniform_(-bound, bound)
@@ -129,17 +139,27 @@ class _DiagonalLayer(_Layer):
         _, n, _, features, height, width = gates.shape
         both = torch.stack([gates[0], gates[1].flip(-1)])
         skewed = _skewed(both.permute(0, 4, 5, 1, 2, 3).flatten(4))
-        memory = state = torch.zeros(2, height, n, features, dtype=gates.dtype, device=gates.device)
+        memory = state = torch.zeros(2, 1, n, features, dtype=gates.dtype, device=gates.device)
         states = []
-        for diagonal in skewed.unbind(2):
-            above = F.pad(state, (0, 0, 0, 0, 1, -1))
-            seen = torch.cat([state, above], dim=-1).flatten(1, 2)
-            seen = torch.bmm(seen, self.from_state).reshape(diagonal.shape)
-            memory, state = _cell(diagonal + seen, memory, axis=-1)
-            states.append(state)
+        before = range(1)
+        for step, diagonal in enumerate(skewed.unbind(2)):
+            # Its pixels alone: a third to a half of the places of all diagonals have none.
+            rows = range(max(0, step - width + 1), min(step + 1, height))
+            above = _of_rows(state, before, range(rows.start - 1, rows.stop - 1))
+            seen = torch.cat([_of_rows(state, before, rows), above], dim=-1).flatten(1, 2)
+            seen = torch.bmm(seen, self.from_state).unflatten(1, (len(rows), n))
+            seen = seen + diagonal[:, rows.start : rows.stop]
+            memory, state = _cell(seen, _of_rows(memory, before, rows), axis=-1)
+            states.append(_of_rows(state, rows, range(height)))
+            before = rows
         maps = _unskewed(torch.stack(states, dim=2), width).permute(0, 3, 4, 1, 2)
         # What the other direction saw to the right of a pixel comes before the pixel below it.
         return maps[0] + F.pad(maps[1].flip(-1), (0, 0, 1, -1))
+
+
+def _of_rows(x: torch.Tensor, rows: range, wanted: range) -> torch.Tensor:
+    """Return other rows of maps that have some, (direction, row, n, feature): else zeros."""
+    return F.pad(x, (0, 0, 0, 0, rows.start - wanted.start, wanted.stop - rows.stop))
 
 
 def _skewed(x: torch.Tensor) -> torch.Tensor:
@@ -178,15 +198,17 @@ class _PixelRNN(AutoregressiveNetwork):
         layers: int,
         elements: Elements,
         context_size: int | None,
+        context_maps: int | None,
         make_layer: Callable[[int], _Layer],
     ) -> None:
         channels = image_channels(image_shape)
-        context_shape = None if context_size is None else (context_size,)
+        context_shape = image_context_shape(image_shape, context_size, context_maps)
         super().__init__(image_shape, elements, context_shape, reading_order(image_shape))
         check_count("layers", layers)
         check_features(features, channels)
         self.image_shape = self.event_shape
-        self.features, self.layers, self.context_size = features, layers, context_size
+        self.features, self.layers = features, layers
+        self.context_size, self.context_maps = context_size, context_maps
         self.first = MaskedConv2d(channels, 2 * features, 7, includes_own=False, channels=channels)
         self.blocks = nn.ModuleList(make_layer(channels) for _ in range(layers))
         width, outputs = 2 * features, channels * elements.num_outputs
@@ -196,8 +218,10 @@ class _PixelRNN(AutoregressiveNetwork):
     def numbers(self, x: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
         """Return the numbers for each element, `(n, *image_shape, number)`."""
         pixels = self.elements.features(x, self.last.weight)
-        planes = pixels.reshape(len(x), -1, *self.event_shape[-2:])
-        hidden = self.first(F.pad(planes, (0, self.columns_beyond)))
+        hidden = self.first(F.pad(planes_of(pixels), (0, self.columns_beyond)))
+        if self.context_maps is not None:
+            assert context is not None
+            context = F.pad(context, (0, self.columns_beyond))
         for block in self.blocks:
             hidden = block(hidden, context)
         hidden = hidden[..., : self.event_shape[-1]]
@@ -219,9 +243,11 @@ class RowLSTM(_PixelRNN):
         kernel_size: Width of the kernels over a row, odd.
         elements: What the channels of a pixel are.
         context_size: Size of the context, a vector that joins every gate; None for none.
+        context_maps: In place of it, the number of feature maps of a context with features for each
+            pixel, `(context_maps, height, width)`; None for none.
 
     Raises:
-        ValueError: If an option is out of range.
+        ValueError: If an option is out of range, or both kinds of context are asked for.
 
     References:
         Pixel Recurrent Neural Networks. van den Oord, Kalchbrenner and Kavukcuoglu, 2016.
@@ -240,13 +266,16 @@ class RowLSTM(_PixelRNN):
         kernel_size: int = 3,
         elements: Elements = Elements(),  # noqa: B008 - it is frozen
         context_size: int | None = None,
+        context_maps: int | None = None,
     ) -> None:
         check_kernel_size(kernel_size)
 
         def make_layer(channels: int) -> _Layer:
-            return _RowLayer(features, channels, context_size, kernel_size)
+            return _RowLayer(features, channels, context_size, context_maps, kernel_size)
 
-        super().__init__(image_shape, features, layers, elements, context_size, make_layer)
+        super().__init__(
+            image_shape, features, layers, elements, context_size, context_maps, make_layer
+        )
         self.kernel_size = kernel_size
 
 
@@ -265,9 +294,11 @@ class DiagonalBiLSTM(_PixelRNN):
         layers: Number of layers of cells.
         elements: What the channels of a pixel are.
         context_size: Size of the context, a vector that joins every gate; None for none.
+        context_maps: In place of it, the number of feature maps of a context with features for each
+            pixel, `(context_maps, height, width)`; None for none.
 
     Raises:
-        ValueError: If an option is out of range.
+        ValueError: If an option is out of range, or both kinds of context are asked for.
 
     References:
         Pixel Recurrent Neural Networks. van den Oord, Kalchbrenner and Kavukcuoglu, 2016.
@@ -287,8 +318,11 @@ class DiagonalBiLSTM(_PixelRNN):
         layers: int = 7,
         elements: Elements = Elements(),  # noqa: B008 - it is frozen
         context_size: int | None = None,
+        context_maps: int | None = None,
     ) -> None:
         def make_layer(channels: int) -> _Layer:
-            return _DiagonalLayer(features, channels, context_size)
+            return _DiagonalLayer(features, channels, context_size, context_maps)
 
-        super().__init__(image_shape, features, layers, elements, context_size, make_layer)
+        super().__init__(
+            image_shape, features, layers, elements, context_size, context_maps, make_layer
+        )

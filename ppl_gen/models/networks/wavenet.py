@@ -11,6 +11,7 @@ from torch import nn
 
 from ppl_gen.core.errors import check_count, unknown
 from ppl_gen.distributions import AutoregressiveNetwork, Elements
+from ppl_gen.models.checks import vector_shape
 
 __all__ = ["WaveNet"]
 
@@ -139,7 +140,12 @@ class WaveNet(AutoregressiveNetwork):
 
         Args:
             length: Number of samples.
+
+        Raises:
+            TypeError: If it is no whole number.
+            ValueError: If it is below 1.
         """
+        check_count("length", length)
         made = copy.copy(self)
         made._buffers = {**self._buffers, "order": torch.arange(length, device=self.order.device)}
         made.length, made.event_shape = length, torch.Size((length,))
@@ -165,12 +171,11 @@ class WaveNet(AutoregressiveNetwork):
 def _context_shape(
     context_size: int | None, hop_length: int | None, length: int
 ) -> tuple[int, ...] | None:
-    if context_size is not None:
-        check_count("context_size", context_size)
+    vector = vector_shape(context_size)
     if hop_length is None:
-        return None if context_size is None else (context_size,)
+        return vector
     check_count("hop_length", hop_length)
-    if context_size is None:
+    if vector is None:
         msg = "context_size: expected the number of features of a frame, got none. Give it."
         raise ValueError(msg)
-    return (context_size, -(-length // hop_length))
+    return (*vector, -(-length // hop_length))

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,8 +18,15 @@ from ppl_gen.core.compiler.build import NoCompiler
 from ppl_gen.distributions import AutoregressiveNetwork, Elements
 from ppl_gen.distributions.sampling import draw as drawing
 from ppl_gen.distributions.sampling.draw import Options, running_total
+from ppl_gen.distributions.sampling.native import NativeSampler
 from ppl_gen.distributions.sampling.reference import draw_naively
-from ppl_gen.models.networks import MADE, NADE, PixelCNNPlusPlus, WaveNet
+from ppl_gen.models.networks import (
+    MADE,
+    NADE,
+    OrderAgnosticMADE,
+    PixelCNNPlusPlus,
+    WaveNet,
+)
 
 
 class Sorting(MADE):
@@ -55,6 +63,88 @@ def test_without_a_compiler_the_draws_are_the_same(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(drawing, "NativeSampler", fail)
     with pytest.warns(RuntimeWarning, match="there is none"):
         assert torch.equal(seeded_draws(network), compiled)
+
+
+class Corrupted(NativeSampler):
+    """A sampler that has something wrong: its weights."""
+
+    def __init__(self, network: AutoregressiveNetwork) -> None:
+        super().__init__(network)
+        wrong = tuple((-2 * weight, bias) for weight, bias in self.program.matrices)
+        self.program = replace(self.program, matrices=wrong)
+
+
+@pytest.mark.parametrize("name", ["MADE", "WaveNet"])
+def test_wrong_draws_are_found_and_made_anew(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = MADE((8, 8), (16,)) if name == "MADE" else WaveNet(100, 8, 8, 2, 2)
+    network = network.double()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(drawing, "NativeSampler", Corrupted)
+        with pytest.warns(RuntimeWarning, match=f"^{name} .* other values than the network itself"):
+            assert not differences(network)
+    assert not differences(network)  # nor is there a second warning
+    # Without the check they would stay wrong.
+    drawing._samplers.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(drawing, "NativeSampler", Corrupted)
+        patch.setattr(drawing, "_MOST_CHECKED", 0)
+        assert differences(network) > 1
+
+
+def test_a_sampler_is_checked_once() -> None:
+    torch.manual_seed(0)
+    network = MADE((8, 8), (16,))
+    network().sample(top_p=0.9)  # of which rounding decides more
+    known = drawing._samplers[network].sampler
+    assert known is not None
+    assert not known.is_checked
+    network().sample()
+    assert known.is_checked
+
+
+def test_orderings_are_not_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(drawing, "NativeSampler", fail)
+    network = OrderAgnosticMADE((8, 8), (16,), num_orderings=3).double()
+    given = torch.full((8, 8), math.nan)
+    given[4:] = 1.0
+    for images in (network(), network.eval()(), network(ordering=torch.randperm(64))):
+        images.sample((4,))
+        assert (images.sample((4,), given=given)[:, 4:] == 1).all()
+    assert not differences(network.under(torch.randperm(64)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_drawn_by_iteration(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    network = MADE((8, 8), (16,)).to(dtype)
+    uniforms = torch.rand(3, 64)
+    about = uniforms, None, None, Options()
+    assert torch.equal(drawing.draw(network, *about), draw_naively(network, *about))
+
+
+def test_a_copy_for_the_cpu_has_the_present_weights() -> None:
+    # What is drawn from where a sequence is on another device; here there may be none.
+    torch.manual_seed(0)
+    network = WaveNet(100, 8, 8, 2, 2).double()
+    copied = drawing._copied(network)
+    assert copied is not network
+    assert torch.equal(seeded_draws(copied), seeded_draws(network))
+    with torch.no_grad():
+        network.last.weight.mul_(5)
+    assert drawing._copied(network) is copied
+    assert torch.equal(seeded_draws(copied), seeded_draws(network))
+    assert next(drawing._copied(network.float()).parameters()).dtype == torch.float32
+    kept = weakref.ref(network)
+    del network
+    gc.collect()
+    assert kept() is None
 
 
 def test_a_network_in_training_is_sampled_as_in_evaluation() -> None:

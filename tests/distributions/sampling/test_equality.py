@@ -21,6 +21,7 @@ from ppl_gen.models.networks import (
     NADE,
     DiagonalBiLSTM,
     GatedPixelCNN,
+    MultiScale,
     PixelCNN,
     PixelCNNPlusPlus,
     RowLSTM,
@@ -45,6 +46,14 @@ NETWORKS: dict[str, Callable[[Elements, int | None], AutoregressiveNetwork]] = {
     "row_lstm": lambda e, c: RowLSTM((4, 4), 6, 2, 3, e, c),
     "diagonal_lstm": lambda e, c: DiagonalBiLSTM((3, 4), 6, 1, e, c),
     "pixel_cnn_plus_plus": lambda e, c: PixelCNNPlusPlus((3, 2, 3), 8, 1, 2, 0.5, e, c),
+    "multi_scale": lambda e, c: MultiScale(
+        GatedPixelCNN((2, 3), 8, 2, elements=e, context_size=c),
+        GatedPixelCNN((4, 5), 8, 2, elements=e, context_maps=4),
+        8,
+    ),
+    "multi_scale of colours": lambda e, c: MultiScale(
+        RowLSTM((3, 1, 2), 3, 1, 3, e, c), DiagonalBiLSTM((3, 2, 3), 3, 1, e, context_maps=4), 8
+    ),
     "wavenet": lambda e, c: WaveNet(25, 8, 8, 6, 3, e, c),
     "wavenet of one sample": lambda e, c: WaveNet(1, 8, 8, 2, 2, e, c),
     "wavenet of frames": lambda e, c: WaveNet(25, 8, 8, 6, 3, e, c or 2, hop_length=4),
@@ -135,7 +144,7 @@ def test_draws_are_equal_in_single_precision_but_for_ties() -> None:
 
 
 @pytest.mark.parametrize("elements", [BINARY, FOUR, MIXED], ids=lambda e: e.likelihood)
-@pytest.mark.parametrize("name", ["made", "gated_pixel_cnn of colours", "wavenet"])
+@pytest.mark.parametrize("name", ["made", "gated_pixel_cnn of colours", "multi_scale", "wavenet"])
 def test_options_and_known_elements(name: str, elements: Elements) -> None:
     network = network_of(name, elements, 2)
     torch.manual_seed(2)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 from ppl_gen.distributions import AutoregressiveNetwork, Elements
 from ppl_gen.distributions.sampling.draw import Options
-from ppl_gen.distributions.sampling.jacobi import draw_by_iteration
+from ppl_gen.distributions.sampling.jacobi import draw_by_iteration, is_fixed_point
+from ppl_gen.distributions.sampling.native import NativeSampler
 from ppl_gen.distributions.sampling.reference import draw_naively
-from ppl_gen.models.networks import MADE
+from ppl_gen.models.networks import MADE, WaveNet
 
 COUNT = 40
 
@@ -73,3 +75,37 @@ def test_progress_ends_with_all_elements() -> None:
     options = Options(progress=lambda done, total: told.append((done, total)))
     draw_by_iteration(Chain(1.0), torch.rand(3, COUNT, dtype=torch.double), None, None, options)
     assert told[-1] == (3 * COUNT, 3 * COUNT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_draws_that_are_not_those_of_the_network_are_found(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    network = MADE((8, 8), (16,)).to(dtype)
+    uniforms = torch.rand(3, 64, dtype=dtype)
+    drawn, _ = draw_by_iteration(network, uniforms, None, None, Options())
+    about = uniforms, None, None, Options()
+    assert is_fixed_point(network, drawn, *about)
+    # One may be a tie, and then more follow from it.
+    wrong = drawn.clone()
+    wrong[:, 5:9] = 1 - wrong[:, 5:9]
+    assert not is_fixed_point(network, wrong, *about)
+    given = torch.full_like(drawn, torch.nan)
+    given[:, 5:9] = wrong[:, 5:9]
+    known, _ = draw_by_iteration(network, uniforms, None, given, Options())
+    assert is_fixed_point(network, known, uniforms, None, given, Options())
+    assert network.training
+
+
+def test_rounding_of_large_weights_is_no_error() -> None:
+    torch.manual_seed(0)
+    network = WaveNet(300, 32, 32)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(20)
+    uniforms = torch.rand(1, 300)
+    drawn = torch.from_numpy(NativeSampler(network.eval()).sample(uniforms.numpy()))
+    with torch.no_grad():
+        own = network.elements.draw(network.numbers(drawn), uniforms, 1.0, 1.0)
+    assert (own != drawn).sum() > 2
+    assert is_fixed_point(network, drawn, uniforms, None, None, Options())
+    assert not is_fixed_point(network, 255 - drawn, uniforms, None, None, Options())

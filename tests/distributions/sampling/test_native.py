@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,6 +45,9 @@ FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "elu, silu, softplus": lambda x: F.elu(x) + F.silu(x) * F.softplus(x),
     "of the other sign": lambda x: 1 - x / (2 + x.abs()),
     "maximum and minimum": lambda x: torch.maximum(x, -x) - torch.minimum(x, x.tanh()),
+    "exp where it ends": lambda x: (
+        x * (709.7 + 0 * x).exp() * math.exp(-709.7) + (0 * x - 800).exp() * 1e308
+    ),
     "stack": lambda x: torch.stack([x, x.relu()], dim=-1)[..., 1],
 }
 
@@ -141,6 +149,35 @@ def test_parts_of_a_sequence_are_not_taken_for_all_of_it(name: str) -> None:
     assert_equal(network)
 
 
+MOVED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "turned and copied": lambda h: h.movedim(1, -1).contiguous().movedim(-1, 1),
+    "mixed within a time": lambda h: h.unflatten(1, (2, 4)).transpose(1, 2).reshape(h.shape),
+    "split and in another order": lambda h: torch.cat(h.flip(1).chunk(2, 1)[::-1], 1),
+    "repeated": lambda h: h[:, :4].repeat_interleave(2, 1),
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_what_moves_the_numbers_of_a_time_is_followed(name: str) -> None:
+    torch.manual_seed(0)
+    network = Shaped(MOVED[name]).double()
+    assert_equal(network)
+    assert not len(NativeSampler(network).program.starts)  # as a sequence
+
+
+NO_MOVES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "clamp": lambda h: h.clamp(min=0),
+    "round": lambda h: h.round(),
+    "amax": lambda h: h.amax(1, keepdim=True).expand(h.shape),
+}
+
+
+@pytest.mark.parametrize("name", NO_MOVES)
+def test_what_is_no_move_is_not_taken_for_one(name: str) -> None:
+    with pytest.raises(CannotPlan, match=name):
+        NativeSampler(Shaped(NO_MOVES[name]).double())
+
+
 class Written(FVBN):
     """A network that writes what follows from its context into a constant."""
 
@@ -162,8 +199,9 @@ def test_what_is_written_into_a_constant_is_not_followed() -> None:
 def test_what_cannot_be_is_not_drawn() -> None:
     network = MADE((8, 8), (8,), FOUR).double()
     with torch.no_grad():
-        assert network.layers[-1].bias is not None
-        network.layers[-1].bias.reshape(64, 4)[:, :2] = -torch.inf
+        bias = network.layers[-1].bias
+        assert isinstance(bias, nn.Parameter)
+        bias.view(64, 4)[:, :2] = -torch.inf
     for rows in (1, 20):
         drawn = NativeSampler(network).sample(torch.zeros(rows, 64, dtype=torch.double).numpy())
         assert (drawn == 2).all()
@@ -184,6 +222,23 @@ def test_memory_does_not_grow_with_the_length() -> None:
     assert short.program.places == long.program.places
     assert len(short.program.code) == len(long.program.code)
     assert short.program.longest == long.program.longest
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
+def test_planning_takes_no_memory_for_each_element() -> None:
+    # Of an element there are its place (8 bytes), its uniform number, in two orders and by lanes
+    # (12), its draw, by lanes, in two orders and as an integer (20): 40. A copy of the 64 features
+    # of a layer would be 512 in int64.
+    script = Path(__file__).parent / "memory_script.py"
+    search = os.pathsep.join(str(path) for path in sys.path if path)
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": search},
+    )
+    assert float(done.stdout) < 128
 
 
 class Peeking(WaveNet):

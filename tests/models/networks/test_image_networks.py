@@ -16,6 +16,7 @@ from ppl_gen.distributions.sampling.reference import draw_naively
 from ppl_gen.models.networks import (
     DiagonalBiLSTM,
     GatedPixelCNN,
+    MultiScale,
     PixelCNN,
     PixelCNNPlusPlus,
     RowLSTM,
@@ -27,20 +28,34 @@ FOUR = Elements("categorical", 4)
 MIXED = Elements("logistic_mixture", 4, 3)
 Make = Callable[[tuple[int, ...], Elements, int | None], AutoregressiveNetwork]
 
-RECURRENT_OR_SHIFTED: dict[str, Make] = {
+
+def multi_scale(
+    shape: tuple[int, ...], elements: Elements, context: int | None, features: int = 6
+) -> MultiScale:
+    """Return a network of images of half the size, rounded up, and one of whole images."""
+    half = (*shape[:-2], *(-(-size // 2) for size in shape[-2:]))
+    coarse = GatedPixelCNN(half, features, 2, elements=elements, context_size=context)
+    fine = GatedPixelCNN(shape, features, 2, elements=elements, context_maps=3)
+    return MultiScale(coarse, fine, features, layers=2)
+
+
+# Beside those whose tests are in tests/distributions/test_autoregressive.py.
+OTHERS: dict[str, Make] = {
     "RowLSTM": lambda s, e, c: RowLSTM(s, 6, 2, elements=e, context_size=c),
     "DiagonalBiLSTM": lambda s, e, c: DiagonalBiLSTM(s, 6, 2, e, c),
     "PixelCNNPlusPlus": lambda s, e, c: PixelCNNPlusPlus(s, 6, 1, 2, elements=e, context_size=c),
+    "MultiScale": multi_scale,
 }
 SMALL: dict[str, Make] = {
     "RowLSTM": lambda s, e, c: RowLSTM(s, 2, 1, elements=e, context_size=c),
     "DiagonalBiLSTM": lambda s, e, c: DiagonalBiLSTM(s, 2, 1, e, c),
     "PixelCNNPlusPlus": lambda s, e, c: PixelCNNPlusPlus(s, 2, 1, 2, elements=e, context_size=c),
+    "MultiScale": lambda s, e, c: multi_scale(s, e, c, features=2),
 }
 ALL: dict[str, Make] = {
     "PixelCNN": lambda s, e, c: PixelCNN(s, 12, 2, e, c),
     "GatedPixelCNN": lambda s, e, c: GatedPixelCNN(s, 6, 2, elements=e, context_size=c),
-    **RECURRENT_OR_SHIFTED,
+    **OTHERS,
 }
 
 
@@ -56,9 +71,9 @@ def made(
     return network
 
 
-@pytest.fixture(params=RECURRENT_OR_SHIFTED)
+@pytest.fixture(params=OTHERS)
 def make(request: pytest.FixtureRequest) -> Make:
-    return RECURRENT_OR_SHIFTED[request.param]
+    return OTHERS[request.param]
 
 
 @torch.no_grad()

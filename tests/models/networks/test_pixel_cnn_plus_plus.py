@@ -1,13 +1,14 @@
 """PixelCNN++: what each pixel sees at any size, its channels' joint density, its dropout."""
 
 import itertools
+import math
 from collections.abc import Callable
 
 import pytest
 import torch
 
 from ppl_gen.distributions import AutoregressiveNetwork, DiscretizedLogistic, Elements
-from ppl_gen.models.networks import PixelCNNPlusPlus
+from ppl_gen.models.networks import PixelCNNPlusPlus, channel_coupling
 from ppl_gen.models.networks.channel_coupling import _log_prob, coupled_numbers, num_coupled
 
 FOUR = Elements("categorical", 4)
@@ -81,6 +82,33 @@ def test_channels_of_other_elements_depend_on_those_before_linearly() -> None:
     red, green = 1.0, -1 / 3
     expected = [own[0], own[1] + red_green * red, own[2] + red_blue * red + green_blue * green]
     torch.testing.assert_close(numbers, torch.stack(expected))
+
+
+@pytest.mark.parametrize("elements", [Elements(), FOUR, MIXED], ids=lambda e: e.likelihood)
+def test_gradients_are_finite_however_large_the_features(elements: Elements) -> None:
+    torch.manual_seed(0)
+    features = torch.randn(1, num_coupled(elements, 3), 2, 2)
+    x = torch.randint(elements.highest + 1, (1, 3, 2, 2)).float()
+    x[..., 0, 0], x[..., 0, 1] = 0, elements.highest
+    for size in (1e2, 1e10, 1e20, 3e38, math.inf):
+        for huge in (features.sign() * size, torch.where(features > 1, size, features)):
+            huge = huge.requires_grad_()
+            log_prob = elements.log_prob(coupled_numbers(huge, x, elements), x)
+            (gradient,) = torch.autograd.grad(log_prob.sum(), huge)
+            assert bool(log_prob.isfinite().all())
+            assert bool(gradient.isfinite().all())
+
+
+def test_numbers_far_from_the_bounds_are_as_if_there_were_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    features, x = 3 * torch.randn(4, num_coupled(MIXED, 3), 2, 2), torch.randint(4, (4, 3, 2, 2))
+    numbers = coupled_numbers(features, x, MIXED)
+    monkeypatch.setattr(channel_coupling, "_bounded", lambda x, least, most: x)
+    assert torch.equal(coupled_numbers(features, x, MIXED), numbers)
+    monkeypatch.setattr(channel_coupling, "_bounded", lambda x, least, most: x.clamp(-1, 1))
+    assert not torch.equal(coupled_numbers(features, x, MIXED), numbers)
 
 
 def test_features_are_dropped_in_training_alone() -> None:

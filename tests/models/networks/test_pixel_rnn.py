@@ -59,6 +59,29 @@ def test_a_diagonal_lstm_sees_all_before(shape: tuple[int, ...], depends: Depend
     assert torch.equal(depends(network), before(len(network.order)))
 
 
+@torch.no_grad()
+def told_by_maps(network: RowLSTM | DiagonalBiLSTM) -> torch.Tensor:
+    """Return which numbers change with which pixel's context, (pixel, told pixel)."""
+    network = network.double()
+    assert network.context_shape is not None
+    count = len(network.order)
+    x = torch.zeros(count + 1, *network.event_shape)
+    maps = torch.randn(network.context_shape).repeat(count + 1, 1, 1, 1).double()
+    maps[1:].flatten(2)[torch.arange(count), :, torch.arange(count)] += 3
+    numbers = network.numbers(x, maps).flatten(1)
+    return ((numbers[1:] - numbers[0]).abs() > 1e-12).T
+
+
+def test_feature_maps_tell_each_pixel_of_its_own_place_and_of_what_its_states_see() -> None:
+    torch.manual_seed(1)
+    place = torch.arange(20)
+    up, right = (place[:, None] // 5 - place // 5), (place % 5 - (place % 5)[:, None])
+    found = told_by_maps(RowLSTM((4, 5), 6, 1, context_maps=2))
+    assert torch.equal(found, (up >= 0) & (right.abs() <= up))
+    found = told_by_maps(DiagonalBiLSTM((4, 5), 6, 1, context_maps=2))
+    assert torch.equal(found, before(20) | torch.eye(20).bool())
+
+
 class NoColumnBeyond(DiagonalBiLSTM):
     """As in the paper."""
 
@@ -78,7 +101,7 @@ def test_the_last_pixel_of_a_row_would_be_in_a_blind_spot(depends: Depends) -> N
 def test_diagonals_are_the_same_as_pixel_by_pixel() -> None:
     torch.manual_seed(0)
     height, width, features = 3, 4, 2
-    layer = _DiagonalLayer(features, 1, None).double()
+    layer = _DiagonalLayer(features, 1, None, None).double()
     gates = torch.randn(2, 1, 4, features, height, width).double()
     zero = torch.zeros(features).double()
     expected = torch.zeros(features, height, width).double()

@@ -135,6 +135,9 @@ def test_bad_sizes_are_refused() -> None:
         sizes = {"length": 10, "context_size": 2, name: 0}
         with pytest.raises(ValueError, match=f"{name}: expected at least 1, got 0"):
             WaveNet(**sizes)  # type: ignore[arg-type]
+    for wrong, error in ((0, ValueError), (2.5, TypeError), (True, TypeError)):
+        with pytest.raises(error, match="length: expected"):
+            WaveNet(10, 4, 4, 2, 2).with_length(wrong)  # type: ignore[arg-type]
     network = WaveNet(10, 4, 4, 2, 2, context_size=2, hop_length=3)
     with pytest.raises(ValueError, match=r"expected shape \(\*batch, 2, 4\), got \(2, 3\)"):
         network(torch.zeros(2, 3))
