@@ -22,8 +22,9 @@ def about(results: Record) -> list[str]:
     )
     size = "small ones" if results["device"] == "cpu" else "of about the published sizes"
     lines = [
-        f"Images: {results['images']}. Each model, {size}, trained for {minutes:g} "
-        f"{'minute' if minutes == 1 else 'minutes'} on {where}."
+        f"Images: {results['images']}. Each model, {size}, trained for about {minutes:g} "
+        f"{'minute' if minutes == 1 else 'minutes'} on {where}, by its speed at the beginning; the "
+        "tables say how long it was."
     ]
     draws = " or ".join(f"{count} ({kind})" for kind, count in BOUND_SAMPLES.items())
     lines.append(

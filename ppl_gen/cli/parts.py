@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -41,10 +42,12 @@ def arguments_of(
             raise unknown(f"argument of {maker.__name__}", key, known or ["none"])
     for key, parameter in known.items():
         inner = {k.partition(".")[2]: v for k, v in given.items() if k.startswith(f"{key}.")}
-        make, how = _MAKERS.get(str(parameter.annotation), (_plain, "{0}=VALUE"))
+        # Of a file that does not postpone them annotations are classes, and not their names.
+        kind = str(getattr(parameter.annotation, "__name__", parameter.annotation))
+        make, how = _MAKERS.get(kind, (_plain, "{0}=VALUE"))
         full = f"{prefix}{key}"
         if key in given or (inner and parameter.default is not parameter.empty):
-            found[key] = make(full, given.get(key), inner, guess)
+            found[key] = make(full, given.get(key, parameter.default), inner, guess)
         elif (value := guess(key)) is not None:
             found[key] = value
         elif parameter.default is parameter.empty:
@@ -85,18 +88,25 @@ def _network(name: str, value: Any, inner: Mapping[str, Any], guess: _Guess) -> 
 
 
 def _elements(name: str, value: Any, inner: Mapping[str, Any], guess: _Guess) -> Any:
-    """Return what elements are from the name of their likelihood."""
+    """Return what elements are from the name of their likelihood, or changed from the default."""
     from ppl_gen.distributions import Elements
 
-    given = dict(inner) if value is None else {"likelihood": value, **inner}
-    return Elements(**arguments_of(Elements, given, lambda _: None, "Elements", f"{name}."))
+    start = value if isinstance(value, Elements) else Elements(value)
+    given = arguments_of(Elements, inner, lambda _: None, "Elements", f"{name}.")
+    return dataclasses.replace(start, **given)
 
 
 def _of_run(name: str, value: Any, inner: Mapping[str, Any], guess: _Guess) -> Any:
     """Return the pair of a run from its folder."""
     from ppl_gen.core import load
 
-    return load(_plain(name, str(value), inner, guess)).pair
+    pair = load(_plain(name, str(value), inner, guess)).pair
+    if pair is None:
+        raise ValueError(
+            f"--arg {name}={value}: expected the run of a built-in pair, got one of a pair from a "
+            "file, and no code is taken from a folder."
+        )
+    return pair
 
 
 # By the annotation of an argument: what makes it, and how it is asked for.

@@ -34,7 +34,8 @@ _FORMATS = {
 _BITS = (8, 16, 24, 32)
 # Above it a rate is no rate of sound.
 _HIGHEST_RATE = 10**6
-# What ffmpeg and sox write into a pipe for the number of bytes, which they do not know yet.
+# What ffmpeg and sox write into a pipe for the number of bytes, which they do not know yet; of sox
+# as many of them as are whole samples.
 _UNKNOWN = (0xFFFFFFFF, 0x7FFFF000)
 # Share of samples at full scale from which on a file is called clipped.
 _CLIPPED = 1e-3
@@ -258,14 +259,14 @@ def _format(name: str, content: bytes) -> _Format:
 
 def _samples(name: str, rest: bytes, size: int, form: _Format) -> bytes:
     """Return the samples of a file, of whose bytes from the first of them on some may be others."""
-    if size in _UNKNOWN and len(rest) < size:
+    width = form.channels * form.bits // 8
+    if len(rest) < size and size in (*_UNKNOWN, *(most // width * width for most in _UNKNOWN)):
         size = len(rest)
     if len(rest) < size:
         msg = f"{name}: expected {size} bytes of samples, got {len(rest)}: the file is cut short."
         raise ValueError(msg)
     if size == 0:
         raise ValueError(f"{name}: expected samples, got an empty wav file.")
-    width = form.channels * form.bits // 8
     if size % width:
         msg = f"{name}: expected samples of {width} bytes, got {size}: the file is damaged."
         raise ValueError(msg)

@@ -124,6 +124,11 @@ def simulation_based_calibration(
     arguments = arguments_of(work, given, sites, observed or {})
     kinds = ("latent", "discrete")
     latents = tuple(n for n, s in sites.items() if s.kind in kinds and n not in arguments)
+    if not latents:
+        raise ValueError(
+            "the model has no latents: it has no posterior to calibrate, and what is trained by "
+            "maximum likelihood has no true value. Score held-out data instead."
+        )
     check_drawable(sites, [*latents, *arguments])
     simulate = _FromPrior(work, given, data, latents, arguments)
     ranker = Ranker(work, max_rank, quantities or {}, constant_elements(simulate, sites, seed))

@@ -108,7 +108,7 @@ def _in_blue(canvas: torch.Tensor, blue: torch.Tensor) -> torch.Tensor:
     from matplotlib.colors import to_rgb
 
     dark, light, nothing = (torch.tensor(to_rgb(name)) for name in (*_MARKED, _NOTHING))
-    level = canvas.unsqueeze(-1)
+    level = canvas.unsqueeze(-1).clamp(0.0, 1.0)  # as matplotlib does with grays
     colors = torch.where(level.isnan(), nothing, torch.lerp(dark, light, level.nan_to_num()))
     return torch.cat([colors, blue.unsqueeze(-1)], dim=-1)
 

@@ -86,6 +86,36 @@ def test_networks_are_made_by_their_class_and_the_data() -> None:
     assert (vae.elements, vae.image_shape) == (Elements(components=2), (8, 9))
 
 
+def test_what_is_not_said_of_elements_is_as_by_default() -> None:
+    given = {"network": "PixelCNNPlusPlus", "network.elements.components": 2}
+    pair = find_model("autoregressive_image").make(given, {"x": np.zeros((2, 8, 8))})
+    assert pair.network.elements == Elements("logistic_mixture", components=2)
+    sound = {"network": "WaveNet", "network.elements.categories": 16}
+    pair = find_model("autoregressive_audio").make(sound, {"x": np.zeros((2, 30))})
+    assert pair.network.elements == Elements("categorical", 16)
+
+
+def test_networks_of_pairs_from_files_are_made_whether_annotations_are_postponed_or_not(
+    tmp_path: Path,
+) -> None:
+    lines = (
+        "from ppl_gen.distributions import AutoregressiveNetwork",
+        "class Own:",
+        "    def __init__(self, network: AutoregressiveNetwork) -> None:",
+        "        self.network = network",
+        "    def model(self, x): ...",
+    )
+    given = {"network": "MADE", "network.event_shape": (2, 2)}
+    for name, first in {"now": "", "later": "from __future__ import annotations"}.items():
+        file = tmp_path / f"{name}.py"
+        file.write_text("\n".join((first, *lines)))
+        assert isinstance(find_model(f"{file}:Own").make(given, {}).network, MADE)
+
+
+class _Own(AutoregressiveImage):
+    """A pair that is not built in."""
+
+
 def test_a_trained_pair_is_that_of_a_run(tmp_path: Path) -> None:
     pair = AutoregressiveImage(MADE((2, 2), (4,)))
     method = SVI(guide="pair", steps=1)
@@ -95,6 +125,10 @@ def test_a_trained_pair_is_that_of_a_run(tmp_path: Path) -> None:
     assert isinstance(made, BayesianLastLayer)
     for name, value in posterior.pair.state_dict().items():
         assert torch.equal(made.likelihood.state_dict()[name], value)
+    own = pg.fit(_Own(MADE((2, 2), (4,))), {"x": torch.zeros(3, 2, 2)}, method, progress=False)
+    folder_of_own = own.save(tmp_path / "own")
+    with pytest.raises(ValueError, match=r"--arg likelihood=.*got one of a pair from a file"):
+        find_model("bayesian_last_layer").make({"likelihood": str(folder_of_own)}, {})
     nested = {"likelihood": str(folder), "likelihood.network": "MADE"}
     with pytest.raises(TypeError, match=r"likelihood\.network: likelihood has no arguments"):
         find_model("bayesian_last_layer").make(nested, {})

@@ -89,6 +89,11 @@ def test_a_size_that_was_not_known_is_that_of_the_rest(tmp_path: Path) -> None:
         assert (load_wav(io.BytesIO(streamed))[0] * 2**15).tolist() == [5, -7, 9]
     with pytest.raises(ValueError, match=r"samples of 2 bytes, got 5: the file is damaged"):
         load_wav(io.BytesIO(streamed[:-1]))
+    # A size of whole samples, of 3 bytes.
+    whole = wav(tmp_path / "b.wav", packed([5, -7, 9], 24), bits=24).read_bytes()
+    rounded = struct.pack("<I", 0x7FFFF000 // 3 * 3)
+    streamed = whole.replace(b"data" + struct.pack("<I", 9), b"data" + rounded)[:-1]
+    assert (load_wav(io.BytesIO(streamed))[0] * 2**23).tolist() == [5, -7, 9]
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

@@ -219,6 +219,14 @@ def test_discrete_latents_are_summed_out_and_constants_left_out() -> None:
     assert calibration.passes(1e-3)
 
 
+def test_without_latents_there_is_nothing_to_calibrate() -> None:
+    def model(y: torch.Tensor) -> None:
+        pyro.sample("y", dist.Normal(torch.zeros(3), 1.0).to_event(1), obs=y)
+
+    with pytest.raises(ValueError, match="the model has no latents"):
+        calibrate(model, {"y": torch.zeros(3)}, NUTS(), progress=False)
+
+
 def test_an_observed_site_named_otherwise_than_its_argument() -> None:
     def model(values: torch.Tensor) -> None:
         mean = pyro.sample("mean", dist.Normal(torch.zeros_like(values[0]), 1.0))

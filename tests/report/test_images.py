@@ -69,6 +69,15 @@ def test_marked_pixels_are_blue_and_the_others_as_they_are() -> None:
     assert 0.05 < dark.mean() < nothing.mean() - 0.2 < light.mean() - 0.4 < 0.5
 
 
+def test_levels_out_of_range_are_black_and_white_when_marked_too() -> None:
+    # As gaussian pixels have them.
+    beyond = torch.tensor([-0.5, 1.5, 0.5]).reshape(1, 1, 1, 3)
+    marked = torch.ones_like(beyond, dtype=torch.bool)
+    found = draw_images(beyond, marked=marked).axes[0].images[1].get_array()
+    clamped = draw_images(beyond.clamp(0, 1), marked=marked).axes[0].images[1].get_array()
+    np.testing.assert_array_equal(found, clamped)
+
+
 @pytest.mark.parametrize(
     ("images", "options", "message"),
     [

@@ -16,7 +16,12 @@ import torch
 from ppl_gen.core.compiler.build import NoCompiler
 from ppl_gen.core.scope import evaluating
 from ppl_gen.distributions.elements import check_numbers
-from ppl_gen.distributions.sampling.jacobi import draw_by_iteration, is_fixed_point
+from ppl_gen.distributions.sampling.jacobi import (
+    CHUNK,
+    draw_by_iteration,
+    is_fixed_point,
+    probabilities,
+)
 from ppl_gen.distributions.sampling.native import NativeSampler
 from ppl_gen.distributions.sampling.operators import CannotPlan
 
@@ -141,7 +146,7 @@ def _compiled(
     )
     check_numbers(drawn)
     if not sampler.is_checked and _can_be_checked(here, options):
-        sampler.is_checked = is_fixed_point(
+        is_right = is_fixed_point(
             here,
             drawn[:1],
             uniform[:1],
@@ -149,8 +154,9 @@ def _compiled(
             None if known is None else known[:1],
             options,
         )
-        if not sampler.is_checked:
-            _give_up(here)
+        if is_right:
+            sampler.is_checked = True
+        elif _give_up(here, sampler):
             return None
     return drawn.to(uniforms.device)
 
@@ -159,11 +165,15 @@ def _can_be_checked(network: AutoregressiveNetwork, options: Options) -> bool:
     """Return whether a run of the network can tell whether draws are right.
 
     It takes the memory that the sampler does without: of a long sequence there are too many
-    numbers. And where the temperature is low, or only some values are kept, rounding decides more
-    than it can be held to.
+    numbers, of a mixture of many values too many probabilities. And where the temperature is low,
+    or only some values are kept, rounding decides more than it can be held to.
     """
-    numbers = network.order.numel() * max(network.elements.num_outputs, _FEATURES)
-    return numbers <= _MOST_CHECKED and options.top_p == 1 and options.temperature >= 0.1
+    elements, count = network.elements, network.order.numel()
+    is_small = (
+        count * max(elements.num_outputs, _FEATURES) <= _MOST_CHECKED
+        and count * probabilities(elements) <= CHUNK
+    )
+    return is_small and options.top_p == 1 and options.temperature >= 0.1
 
 
 def running_total(progress: Progress | None, total: int) -> Progress | None:
@@ -186,11 +196,16 @@ def running_total(progress: Progress | None, total: int) -> Progress | None:
     return tell
 
 
+# A module's class, and those of its attributes that are plain numbers or text.
+_Part: TypeAlias = tuple[type, dict[str, object]]
+
+
 @dataclass(frozen=True, eq=False)
 class _Known:
-    """A sampler, the tensors that its network had, and what was in them."""
+    """A sampler, the parts and tensors that its network had, and what was in them."""
 
     sampler: NativeSampler | None
+    parts: list[_Part]
     tensors: tuple[torch.Tensor, ...]
     values: tuple[torch.Tensor, ...]
 
@@ -205,7 +220,8 @@ def _sampler(network: AutoregressiveNetwork) -> NativeSampler | None:
     tensors = _tensors(network)
     with _lock:
         known = _samplers.get(network)
-        there = known is not None and _are_those(tensors, known)
+        parts = _parts(network)
+        there = known is not None and _are_those(tensors, known) and parts == known.parts
         if known is not None and there and (known.sampler is None or _hold(tensors, known.values)):
             return known.sampler
         for tensor in tensors:  # a NaN times a mask's zero is not zero
@@ -221,19 +237,30 @@ def _sampler(network: AutoregressiveNetwork) -> NativeSampler | None:
         except (CannotPlan, NoCompiler) as reason:
             _warn(network, reason)
         values = tuple(tensor.detach().clone() for tensor in tensors)
-        _samplers[network] = _Known(sampler, tensors, values)
+        _samplers[network] = _Known(sampler, parts, tensors, values)
     return sampler
 
 
-def _give_up(network: AutoregressiveNetwork) -> None:
-    """Draw from a network without its compiled sampler from now on, and say so."""
+def _give_up(network: AutoregressiveNetwork, sampler: NativeSampler) -> bool:
+    """Draw from a network without its compiled sampler from now on, and say so.
+
+    Returns:
+        Whether that is done. Where weights were changed meanwhile, as in training by another
+        thread, the network tells nothing of what was drawn by the ones before.
+    """
     with _lock:
-        _samplers[network] = replace(_samplers[network], sampler=None)
+        known = _samplers[network]
+        if known.sampler is None:  # another thread has found it, too
+            return True
+        if known.sampler is not sampler or not _hold(_tensors(network), known.values):
+            return False
+        _samplers[network] = replace(known, sampler=None)
     _warn(
         network,
         "the compiled sampler draws other values than the network itself. Please report this, "
         "with the network",
     )
+    return True
 
 
 def _warn(network: AutoregressiveNetwork, reason: object) -> None:
@@ -257,8 +284,11 @@ def _copied(network: AutoregressiveNetwork) -> AutoregressiveNetwork:
     tensors = _tensors(network)
     with _lock:
         found = _copies.get(network)
-        if found is None or not _are_alike(_tensors(found), tensors):
-            found = _copies[network] = copy.deepcopy(network).cpu()
+        alike = found is not None and _are_alike(_tensors(found), tensors)
+        if found is None or not alike or _parts(found) != _parts(network):
+            # Tensors that are made in inference mode are not to be written to outside it.
+            with torch.inference_mode(False):
+                found = _copies[network] = copy.deepcopy(network).cpu()
         with torch.no_grad():
             for own, source in zip(_tensors(found), tensors, strict=True):
                 own.copy_(source)
@@ -267,6 +297,21 @@ def _copied(network: AutoregressiveNetwork) -> AutoregressiveNetwork:
 
 def _tensors(network: AutoregressiveNetwork) -> tuple[torch.Tensor, ...]:
     return (*network.parameters(), *network.buffers())
+
+
+def _parts(network: AutoregressiveNetwork) -> list[_Part]:
+    """Return what a network is made of beside tensors, as far as it can be compared."""
+    return [
+        (
+            type(part),
+            {
+                name: value
+                for name, value in vars(part).items()
+                if isinstance(value, bool | int | float | str) and name != "training"
+            },
+        )
+        for part in network.modules()
+    ]
 
 
 def _are_those(tensors: tuple[torch.Tensor, ...], known: _Known) -> bool:

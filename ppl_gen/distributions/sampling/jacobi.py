@@ -12,12 +12,13 @@ from ppl_gen.core.scope import evaluating
 
 if TYPE_CHECKING:
     from ppl_gen.distributions.autoregressive import AutoregressiveNetwork
+    from ppl_gen.distributions.elements import Elements
     from ppl_gen.distributions.sampling.draw import Options
 
-__all__ = ["draw_by_iteration", "is_fixed_point"]
+__all__ = ["CHUNK", "draw_by_iteration", "is_fixed_point", "probabilities"]
 
-# Probabilities that are drawn by at a time, of all elements of some rows: 64 MiB in float32.
-_CHUNK = 2**24
+CHUNK = 2**24
+"""Probabilities that are drawn by at a time, of all elements of some rows: 64 MiB in float32."""
 _TELL_SECONDS = 0.25
 # Of so many elements one may be another for rounding: there are some ten times fewer.
 _TIES = 1000
@@ -50,16 +51,12 @@ def draw_by_iteration(
     drawn = torch.zeros_like(uniforms)
     if given is not None:
         drawn = torch.where(given.isnan(), drawn, given)
-    elements = network.elements
-    width = elements.highest + 1
-    if elements.likelihood == "logistic_mixture":  # whose components each have all values
-        width *= elements.components
-    width *= uniforms.shape[1]
+    width = probabilities(network.elements) * uniforms.shape[1]
     passes = 0
     told = time.monotonic()
     with evaluating(network):
         for rows in torch.arange(len(uniforms), device=uniforms.device).split(
-            max(1, _CHUNK // width)
+            max(1, CHUNK // width)
         ):
             active, count = rows, 0
             while len(active):
@@ -116,15 +113,24 @@ def is_fixed_point(
     about = uniforms, context, given, options
     with evaluating(network):
         own = _once(network, drawn, *about)
-    different = int((own != drawn).sum())
-    most = 1 + drawn.numel() // _TIES
-    if different <= most or drawn.dtype == torch.float64:
-        return different <= most
-    precise = copy.deepcopy(network).eval().double()
+        different = int((own != drawn).sum())
+        most = 1 + drawn.numel() // _TIES
+        if different <= most or drawn.dtype == torch.float64:
+            return different <= most
+        precise = copy.deepcopy(network).double()
     told = None if context is None else context.double()
     known = None if given is None else given.double()
-    wide = _once(precise, drawn.double(), uniforms.double(), told, known, options)
+    try:
+        wide = _once(precise, drawn.double(), uniforms.double(), told, known, options)
+    except RuntimeError:  # it has a dtype written in it: nothing is known of its rounding
+        return False
     return different <= most + 3 * int((wide != own).sum())
+
+
+def probabilities(elements: Elements) -> int:
+    """Return how many probabilities an element is drawn by: of all values, of each component."""
+    values = elements.highest + 1
+    return values * elements.components if elements.likelihood == "logistic_mixture" else values
 
 
 def _once(

@@ -95,6 +95,7 @@ class NativeSampler:
             if plan.differs_in_weights_alone(self._plan):
                 new.program = self.program.filled(new.recorded, plan)
                 return new
+            new.is_checked = False  # it is another plan
         new.program = new._made()
         return new
 

@@ -184,6 +184,13 @@ def _checked(coarse: AutoregressiveNetwork, fine: AutoregressiveNetwork) -> int:
                 f"width), got event_shape={tuple(network.event_shape)}."
             )
             raise ValueError(msg)
+        if type(network).forward is not AutoregressiveNetwork.forward:
+            # Its distribution is not the one that its numbers alone make.
+            msg = (
+                f"{name}: expected a network of one ordering, such as MADE, got "
+                f"{type(network).__name__}."
+            )
+            raise ValueError(msg)
     if coarse.elements != fine.elements:
         msg = (
             f"fine: expected the elements of coarse, {coarse.elements}, got {fine.elements}. Make "

@@ -104,6 +104,42 @@ def test_a_sampler_is_checked_once() -> None:
     assert not known.is_checked
     network().sample()
     assert known.is_checked
+    with torch.no_grad():
+        network.layers[0].weight.mul_(2)
+    refreshed = drawing._sampler(network)
+    assert refreshed is not None
+    assert refreshed.is_checked
+    with torch.no_grad():
+        network.layers[0].weight[:, 0] = 0  # which makes another plan
+    other = drawing._sampler(network)
+    assert other is not None
+    assert not other.is_checked
+
+
+def test_samplers_of_mixtures_of_many_values_are_not_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # By the network itself these would be drawn by 42 million probabilities, not one by one.
+    def fail(*args: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(drawing, "is_fixed_point", fail)
+    WaveNet(64, 4, 4, 2, 2, Elements("logistic_mixture", 2**16, 10))().sample()
+
+
+def test_weights_that_change_during_a_draw_are_no_error() -> None:
+    torch.manual_seed(0)
+    network = WaveNet(400, 8, 8, 2, 2)
+
+    def change(done: int, total: int) -> None:
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.mul_(-2)
+
+    network().sample(progress=change)  # warnings are errors
+    known = drawing._samplers[network].sampler
+    assert known is not None
+    assert not known.is_checked
 
 
 def test_orderings_are_not_planned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +176,9 @@ def test_a_copy_for_the_cpu_has_the_present_weights() -> None:
         network.last.weight.mul_(5)
     assert drawing._copied(network) is copied
     assert torch.equal(seeded_draws(copied), seeded_draws(network))
-    assert next(drawing._copied(network.float()).parameters()).dtype == torch.float32
+    with torch.inference_mode():
+        assert next(drawing._copied(network.float()).parameters()).dtype == torch.float32
+    drawing._copied(network)  # outside it, too
     kept = weakref.ref(network)
     del network
     gc.collect()
@@ -187,6 +225,29 @@ def differences(network: AutoregressiveNetwork, rows: int = 5) -> int:
         context = torch.randn(rows, *network.context_shape, dtype=torch.double)
     about = uniforms, context, None, Options()
     return int((draw_naively(network, *about) != drawing.draw(network, *about)).any(1).sum())
+
+
+class Scaled(MADE):
+    """A network with a number and a function of its own."""
+
+    def __init__(self) -> None:
+        super().__init__((8, 8), (16,))
+        self.scale = 1.0
+        self.shaped: nn.Module = nn.Identity()
+
+    def numbers(self, x: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
+        shaped: torch.Tensor = self.shaped(super().numbers(x, context) * self.scale)
+        return shaped
+
+
+def test_parts_and_numbers_that_change_are_followed() -> None:
+    torch.manual_seed(0)
+    network = Scaled().double()
+    assert differences(network) == 0
+    network.scale = 20.0
+    assert differences(network) == 0
+    network.shaped = nn.Tanh()
+    assert differences(network) == 0
 
 
 def test_weights_that_change_without_a_trace_are_followed() -> None:

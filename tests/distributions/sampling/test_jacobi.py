@@ -96,6 +96,13 @@ def test_draws_that_are_not_those_of_the_network_are_found(dtype: torch.dtype) -
     assert network.training
 
 
+class Single(WaveNet):
+    """A network that has single precision written in it, and so cannot be run in double."""
+
+    def numbers(self, x: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
+        return super().numbers(x, context) @ torch.eye(256)
+
+
 def test_rounding_of_large_weights_is_no_error() -> None:
     torch.manual_seed(0)
     network = WaveNet(300, 32, 32)
@@ -108,4 +115,7 @@ def test_rounding_of_large_weights_is_no_error() -> None:
         own = network.elements.draw(network.numbers(drawn), uniforms, 1.0, 1.0)
     assert (own != drawn).sum() > 2
     assert is_fixed_point(network, drawn, uniforms, None, None, Options())
+    single = Single(300, 32, 32)
+    single.load_state_dict(network.state_dict())
+    assert not is_fixed_point(single, drawn, uniforms, None, None, Options())
     assert not is_fixed_point(network, 255 - drawn, uniforms, None, None, Options())

@@ -19,6 +19,7 @@ from ppl_gen.models.networks import (
     DiagonalBiLSTM,
     GatedPixelCNN,
     MultiScale,
+    OrderAgnosticMADE,
     PixelCNN,
     PixelCNNPlusPlus,
     RowLSTM,
@@ -273,6 +274,11 @@ def test_it_is_rebuilt_within_a_pair() -> None:
             lambda: MultiScale(WaveNet(16, elements=FOUR), fine_of((8, 8))),
             ValueError,
             r"coarse: expected a network of images, .* got event_shape=\(16,\)",
+        ),
+        (
+            lambda: MultiScale(OrderAgnosticMADE((4, 4), (8,), FOUR), fine_of((8, 8))),
+            ValueError,
+            "coarse: expected a network of one ordering, such as MADE, got OrderAgnosticMADE",
         ),
         (
             lambda: MultiScale(coarse_of((4, 4)), torch.nn.Linear(1, 1)),
