@@ -55,16 +55,17 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
     Args:
         module: The module.
     """
-    parts = list(module.modules())
-    with _lock:
-        for part in parts:
-            _evaluated.setdefault(part, _Evaluated(part.training)).blocks += 1
-            part.training = False
+    marked: list[torch.nn.Module] = []
     try:
+        with _lock:
+            for part in module.modules():
+                marked.append(part)
+                _evaluated.setdefault(part, _Evaluated(part.training)).blocks += 1
+                part.training = False
         yield
     finally:
         with _lock:
-            for part in parts:
+            for part in marked:
                 _evaluated[part].blocks -= 1
                 if not _evaluated[part].blocks:
                     part.training = _evaluated.pop(part).training

@@ -20,6 +20,7 @@ from torch import nn
 from ppl_gen.core.arguments import lengths
 from ppl_gen.core.bijections import bijection_to, unconstrained_shape
 from ppl_gen.core.errors import SiteError
+from ppl_gen.core.pair import guide_of
 from ppl_gen.core.params import AnswerParams
 
 __all__ = [
@@ -199,6 +200,8 @@ def nothing_to_infer(pair: nn.Module, what: str) -> str:
             " PyroSample attributes are sampled in `forward`, or in a method that is marked "
             "@pyro.nn.pyro_method."
         )
+    elif guide_of(pair) is not None and any(p.requires_grad for p in pair.parameters()):
+        text += ' Its parameters are trained by SVI(guide="pair").'
     return text
 
 

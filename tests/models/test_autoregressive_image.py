@@ -96,6 +96,12 @@ def test_the_maximum_likelihood_of_two_pixels_is_their_entropy() -> None:
     assert float(posterior.history[-1]) == pytest.approx(-float((counts * shares.log()).sum()))
 
 
+def test_other_methods_name_the_one_that_trains_parameters() -> None:
+    pair = AutoregressiveImage(MADE((2, 2), (3,)))
+    with pytest.raises(ValueError, match=r'trained by SVI\(guide="pair"\)'):
+        pg.fit(pair, {"x": torch.ones(5, 2, 2)}, SVI(), progress=False)
+
+
 def test_a_network_may_be_trained_for_as_long_as_one_likes() -> None:
     """No warning that the loss still falls, and no bound where there is nothing to infer."""
     method = SVI(guide="pair", steps=400, learning_rate=1e-3)
