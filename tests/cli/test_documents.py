@@ -21,7 +21,8 @@ def blocks(root: Path) -> list[tuple[str, str]]:
 def test_every_command_of_the_document_takes_the_options_given(
     cli: Cli, blocks: list[tuple[str, str]]
 ) -> None:
-    lines = [line for language, text in blocks if language == "bash" for line in text.splitlines()]
+    commands = [text.replace("\\\n", " ") for language, text in blocks if language == "bash"]
+    lines = [line for text in commands for line in text.splitlines()]
     assert lines
     for line in lines:
         words = shlex.split(line, comments=True)

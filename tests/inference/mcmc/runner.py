@@ -22,6 +22,7 @@ import zarr  # noqa: F401  # so that no fork has to import it
 from safetensors.torch import load
 
 import ppl_gen as pg
+from ppl_gen.core import progress
 from ppl_gen.inference import mcmc
 from ppl_gen.inference.mcmc import stream
 
@@ -52,6 +53,9 @@ def model_and_data(name: str) -> tuple[Any, dict[str, Any]]:
 def run(job: dict[str, Any], answer: int) -> None:
     if job.get("often", True):
         stream._CHECKPOINT_SECONDS, stream._CHECKPOINT_SHARE = 0.02, 1.0
+    if "progress" in job:
+        progress._QUIET_SECONDS = progress.Display._LINE_SECONDS = 0.02
+        sys.stderr = Path(job["progress"]).open("w")
     if "file_size" in job:
         threading.Thread(target=limit, args=(job,), daemon=True).start()
     method = getattr(mcmc, job["method"])(**job["options"])
@@ -64,7 +68,7 @@ def run(job: dict[str, Any], answer: int) -> None:
             data,
             method,
             seed=job.get("seed", 0),
-            progress=False,
+            progress="progress" in job,
             out=job["out"],
             resume=job.get("resume", False),
         )
