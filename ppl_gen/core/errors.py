@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LoadError",
+    "NoLatentsError",
     "NonFiniteLossError",
     "SiteError",
     "check_count",
@@ -47,6 +48,10 @@ class SiteError(ValueError):
 
 class LoadError(ValueError):
     """A saved posterior cannot be read: truncated, changed, or of another version."""
+
+
+class NoLatentsError(ValueError):
+    """Latents are to be drawn of a pair that has none."""
 
 
 class NonFiniteLossError(ArithmeticError):

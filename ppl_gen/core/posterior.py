@@ -16,7 +16,7 @@ from ppl_gen.core.archive import StoredDraws
 from ppl_gen.core.arguments import bind, move, num_bytes
 from ppl_gen.core.discrete import dependent_on_discrete, draw_discrete
 from ppl_gen.core.draws import map_draws
-from ppl_gen.core.errors import SiteError, check_count, did_you_mean
+from ppl_gen.core.errors import NoLatentsError, SiteError, check_count, did_you_mean
 from ppl_gen.core.method import GuideDraws
 from ppl_gen.core.pair import cast, model_of, own_copy, prepare
 from ppl_gen.core.params import AnswerParams
@@ -121,7 +121,8 @@ class Posterior:
             return ""
         plate = self.local_plate
         return (
-            f" The latents of plate '{plate}' are drawn for rows of data: posterior.sample(data)."
+            f" The latents of plate '{plate}', if any, are drawn for rows of data: "
+            "posterior.sample(data)."
         )
 
     @property
@@ -166,7 +167,8 @@ class Posterior:
             A posterior of one chain with those draws.
 
         Raises:
-            ValueError: If the posterior has no guide (MCMC, EM), or pair or data are missing.
+            ValueError: If the posterior has no guide (MCMC, EM), the pair no latents, or pair or
+                data are missing.
         """
         if self.guide is None:
             msg = "an MCMC posterior has its draws and no guide: use posterior.draws."
@@ -497,7 +499,8 @@ class Posterior:
         self, data: Mapping[str, Any] | None, draws: int | None, seed: int
     ) -> Posterior:
         if self.guide is not None and (self.local_plate is not None or not self.draws):
-            return self.sample(data, draws or 1000, seed)
+            with contextlib.suppress(NoLatentsError):
+                return self.sample(data, draws or 1000, seed)
         return self
 
     def _map(self, function: Any, draws: Draws, num_draws: int | None = None) -> Draws:

@@ -15,6 +15,13 @@ import torch
 
 __all__ = ["default_dtype", "evaluating", "isolated", "seeded", "unchecked"]
 
+# The first gradient of a process starts a thread for each device there is. Tracing makes devices up
+# where there are none, and gradients are refused in copies of a process with threads for these
+# (`judge.workers` makes such copies): so the first one comes before anything is traced.
+if torch.cuda.device_count() == 0:
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        torch.ones((), device="cpu", requires_grad=True).backward()
+
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:

@@ -14,6 +14,7 @@ from torch import nn
 from ppl_gen.core import GuideDraws
 from ppl_gen.core.arguments import num_bytes
 from ppl_gen.core.draws import map_draws
+from ppl_gen.core.errors import NoLatentsError
 from ppl_gen.core.log_density import enumeration_dim, log_joint
 from ppl_gen.core.pair import guide_of, model_of
 from ppl_gen.core.params import AnswerParams
@@ -126,13 +127,23 @@ class PairGuide(nn.Module):
     """The pair's own guide, amortized or not."""
 
     def draw(self, pair: nn.Module, data: Mapping[str, Any], draws: int) -> GuideDraws:
-        """Return draws of the latent sites of the data given, with densities on their supports."""
+        """Return draws of the latent sites of the data given, with densities on their supports.
+
+        Raises:
+            NoLatentsError: If there are none.
+        """
         model_sites = trace_sites(pair, data)
         names = [
             name
             for name, site in trace_sites(pair, data, "guide").items()
             if site.kind in ("latent", "discrete") and name in model_sites
         ]
+        if not names:
+            msg = (
+                "the pair has no latents: there are none to draw. posterior.predict(data) draws "
+                "what it observes."
+            )
+            raise NoLatentsError(msg)
         left = {n: s for n, s in model_sites.items() if n not in names}
         enumerated_below = enumeration_dim(left)
         guide = guide_of(pair)

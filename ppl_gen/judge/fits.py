@@ -44,7 +44,7 @@ def predictive_fit(posterior: Posterior, seed: int) -> PredictiveFit:
     if posterior.pair is None or posterior.data is None:
         raise ValueError("it holds no pair or no data")
     if posterior.local_plate is not None:
-        raise ValueError("its latents belong to rows of data, which are not kept")
+        raise ValueError("its latents, if any, belong to rows of data, which are not kept")
     if posterior.is_point:
         raise ValueError("it is one point")
     thinned = _thinned(posterior)

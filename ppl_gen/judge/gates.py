@@ -51,7 +51,7 @@ def draws_gate(name: str, posterior: Posterior) -> Gate:
     count = posterior.num_chains * posterior.num_draws
     if not posterior.draws or not count:
         plate = posterior.local_plate
-        local = f": its latents belong to rows of plate '{plate}'" if plate else ""
+        local = f": its latents, if any, belong to rows of plate '{plate}'" if plate else ""
         return gate(False, f"It holds no draws{local}.", draws=0.0)
     bad = [
         (site, text)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import pyro
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.poutine.runtime import am_i_wrapped
 
 from ppl_gen.core.errors import SiteError, check_count
 from ppl_gen.core.pair import Pair
@@ -181,7 +182,7 @@ class AutoregressiveLikelihood(Pair):
             y: Classes, `(*batch,)` integers, or None.
 
         Raises:
-            SiteError: If they are missing, not wanted, or of another type.
+            SiteError: If they are missing, not wanted, of another type, or out of range.
         """
         return None if y is None and self.num_classes is None else self.vectors(y)
 
@@ -306,9 +307,10 @@ class AutoregressiveLikelihood(Pair):
             Vectors, `(*batch, num_classes)`.
 
         Raises:
-            SiteError: If they are missing, not wanted, or of another type.
+            SiteError: If they are missing, not wanted, of another type, or out of range.
         """
-        if self.num_classes is None or not _are_integers(y):
+        # Those of a model or guide that runs were checked before, and may be batched by vmap.
+        if not (am_i_wrapped() and _are_integers(y)) or self.num_classes is None:
             self.check_labels(y.flatten() if isinstance(y, torch.Tensor) else y)
         assert self.num_classes is not None
         assert y is not None

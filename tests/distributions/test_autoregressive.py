@@ -309,10 +309,16 @@ def test_a_context_of_another_dtype_is_one_of_the_network(size: int) -> None:
     assert all(torch.equal(one, found[-1]) for one in found)
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, 1e-40])
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, 1e-40, math.inf])
 def test_temperatures_out_of_range_are_refused(temperature: float) -> None:
     with pytest.raises(ValueError, match="temperature: expected a positive number"):
         MADE((2, 2), (8,))().sample(temperature=temperature)
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p"])
+def test_options_that_are_no_numbers_are_refused(name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name}: expected a number, got '0.9'"):
+        MADE((2, 2), (8,))().sample(**{name: "0.9"})
 
 
 class Lagged(AutoregressiveNetwork):

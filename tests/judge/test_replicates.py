@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,29 @@ def test_ctrl_c_ends_the_workers_and_keeps_what_was_done() -> None:
     assert multiprocessing.active_children() == []
     whole = calibrate(Exact(), replicates=70)
     assert all(rank in whole.ranks.tolist() for rank in found.ranks.tolist())
+
+
+@linux
+def test_gradients_after_a_trace_do_not_keep_workers_from_theirs() -> None:
+    script = """
+        import torch
+        from torch.fx.experimental.proxy_tensor import make_fx
+        from ppl_gen.judge.workers import spread
+
+        def slope(number):
+            x = torch.tensor(float(number), requires_grad=True)
+            x.square().backward()
+            return x.grad.item()
+
+        make_fx(torch.exp)(torch.ones(3))
+        assert slope(1) == 2
+        with spread(slope, [2, 3], workers=2) as done:
+            print(sorted(done))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "[4.0, 6.0]", done.stderr
 
 
 def test_where_processes_cannot_be_forked_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

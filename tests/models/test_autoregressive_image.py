@@ -347,6 +347,26 @@ def test_a_killed_training_ends_with_the_very_numbers(tmp_path: Path) -> None:
         assert torch.equal(one, other)
 
 
+def test_what_is_predicted_has_the_frequencies_of_the_classes() -> None:
+    posterior = pg.fit(made(num_classes=3), DATA, METHOD, progress=False)
+    pair, draws = posterior.pair, 400
+    assert isinstance(pair, AutoregressiveImage)
+    every = torch.cartesian_prod(*[torch.arange(2)] * 9).reshape(-1, *SHAPE)
+    predicted = posterior.predict({"x": images(3), "y": torch.arange(3)}, draws=draws)["x"][0]
+    assert predicted.shape == (draws, 3, *SHAPE)
+    for label in range(3):
+        weights = pair.log_prob(every, torch.full((512,), label)).exp()
+        exact = (weights[:, None, None] * every).sum(0)
+        error = (exact * (1 - exact) / draws).sqrt()
+        assert bool(((predicted[:, label].double().mean(0) - exact).abs() < 5 * error).all())
+
+
+def test_there_are_no_latents_to_draw() -> None:
+    posterior = pg.fit(made(num_classes=3), DATA, METHOD, progress=False)
+    with pytest.raises(ValueError, match=r"there are none to draw\. posterior\.predict"):
+        posterior.sample()
+
+
 def test_check_finds_nothing() -> None:
     assert pg.check(made(num_classes=3), {"x": images(), "y": LABELS}).problems == ()
 
@@ -441,6 +461,12 @@ def test_bad_labels(classes: int | None, y: torch.Tensor | None, message: str) -
         pg.fit(made(classes), data, SVI(guide="pair", steps=1), progress=False)
     with pytest.raises(SiteError, match=message):
         made(classes).log_prob(images(), y)
+
+
+def test_classes_out_of_range_have_no_distribution() -> None:
+    for label in (torch.tensor([0, 3]), torch.tensor([[-1]]), torch.tensor(5)):
+        with pytest.raises(SiteError, match="expected classes from 0 to 2"):
+            made(3).distribution(label)
 
 
 def test_bad_arguments() -> None:

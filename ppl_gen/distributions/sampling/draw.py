@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import operator
 import threading
 import warnings
@@ -55,6 +56,7 @@ class Options:
             many.
 
     Raises:
+        TypeError: If one is no number.
         ValueError: If one is out of range.
     """
 
@@ -64,10 +66,13 @@ class Options:
 
     def __post_init__(self) -> None:
         """Refuse options out of range."""
-        if not self.temperature >= _LEAST_TEMPERATURE:
+        for name, value in (("temperature", self.temperature), ("top_p", self.top_p)):
+            if not isinstance(value, int | float):
+                raise TypeError(f"{name}: expected a number, got {value!r}. Give a plain float.")
+        if not _LEAST_TEMPERATURE <= self.temperature < math.inf:
             msg = (
-                f"temperature: expected a positive number, of at least {_LEAST_TEMPERATURE:g}, "
-                f"got {self.temperature}."
+                "temperature: expected a positive number, finite and at least "
+                f"{_LEAST_TEMPERATURE:g}, got {self.temperature}."
             )
             raise ValueError(msg)
         if not 0 < self.top_p <= 1:
